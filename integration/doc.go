@@ -1,0 +1,8 @@
+// Package integration holds the end-to-end tests of VM synthesis and what they need: test
+// guests (integration/guest) and the demo driver. It may import any other package of the
+// module; none of them may import it.
+//
+// The tests run real QEMU, real FUSE mounts and a real guest kernel. A test whose needs a
+// machine cannot meet is skipped with the probed reason; with CLOUDLET_NO_SKIP=1 in the
+// environment, as in continuous integration, it fails instead.
+package integration
