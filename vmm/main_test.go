@@ -1,0 +1,28 @@
+package vmm
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// TestMain lets the test binary stand in for the program's launcher command, as the tests
+// of the launcher and of real VMs need one.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "launcher" {
+		os.Exit(RunLauncher(context.Background(), os.Args[2]))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// testQEMU returns a QEMU whose launcher is the test binary.
+func testQEMU(t *testing.T, binary string) *QEMU {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &QEMU{Binary: binary, Launcher: []string{exe, "launcher"}}
+}

@@ -1,0 +1,232 @@
+package vmm
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxQMPLine bounds one message of the monitor in bytes; the longest known answers, of
+// schemas, have a few hundred KiB.
+const maxQMPLine = 16 << 20
+
+// QMPError is an error that QEMU's monitor answered.
+type QMPError struct {
+	Command string
+	Class   string
+	Desc    string
+}
+
+// Error returns for example "monitor command cont: GenericError: ...".
+func (e *QMPError) Error() string {
+	return fmt.Sprintf("monitor command %s: %s: %s", e.Command, e.Class, e.Desc)
+}
+
+// errMonitor means that the connection to the monitor broke or cannot be understood.
+var errMonitor = errors.New("monitor connection lost")
+
+// qmp is a connection to QEMU's monitor. Commands run one at a time; events are passed
+// over. After an error other than a QMPError the connection is of no more use.
+type qmp struct {
+	conn *net.UnixConn
+
+	mu   sync.Mutex
+	in   *bufio.Reader
+	next int
+}
+
+// dialQMP connects to the socket in a VM's folder and negotiates. It waits until another
+// client has left, bounded by ctx.
+func dialQMP(ctx context.Context, dir string) (*qmp, error) {
+	conn, err := dialUnix(ctx, dir, qmpSocket)
+	if err != nil {
+		return nil, err
+	}
+	c := &qmp{conn: conn, in: bufio.NewReaderSize(conn, 64<<10)}
+	if err := c.negotiate(ctx); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// dialUnix connects to a socket in a folder through the folder's descriptor, whose path is
+// short however long the folder's is.
+func dialUnix(ctx context.Context, dir, name string) (*net.UnixConn, error) {
+	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open folder of VM: %w", err)
+	}
+	defer d.Close()
+	var nd net.Dialer
+	conn, err := nd.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", name, err)
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+func (c *qmp) close() error { return c.conn.Close() }
+
+func (c *qmp) negotiate(ctx context.Context) error {
+	err := c.during(ctx, func() error {
+		m, err := c.read()
+		if err == nil && m.QMP == nil {
+			err = fmt.Errorf("%w: no greeting", errMonitor)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("greet monitor: %w", err)
+	}
+	return c.execute(ctx, "qmp_capabilities", nil, nil)
+}
+
+// message is any message of the monitor.
+type message struct {
+	QMP    json.RawMessage `json:"QMP"`
+	Event  string          `json:"event"`
+	ID     *int            `json:"id"`
+	Return json.RawMessage `json:"return"`
+	Error  *struct {
+		Class string `json:"class"`
+		Desc  string `json:"desc"`
+	} `json:"error"`
+}
+
+// read reads one message. The error wraps errMonitor.
+func (c *qmp) read() (message, error) {
+	var m message
+	var line []byte
+	for {
+		part, err := c.in.ReadSlice('\n')
+		line = append(line, part...)
+		if len(line) > maxQMPLine {
+			return m, fmt.Errorf("%w: a message exceeds %d bytes", errMonitor, maxQMPLine)
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return m, fmt.Errorf("%w: read: %w", errMonitor, err)
+		}
+	}
+	if err := json.Unmarshal(line, &m); err != nil {
+		return m, fmt.Errorf("%w: parse %.80q: %w", errMonitor, line, err)
+	}
+	return m, nil
+}
+
+// during runs f with the connection's deadline tied to ctx.
+func (c *qmp) during(ctx context.Context, f func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fired := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		defer close(fired)
+		_ = c.conn.SetDeadline(time.Unix(1, 0))
+	})
+	err := f()
+	if !cancel() {
+		<-fired
+		_ = c.conn.SetDeadline(time.Time{})
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", errMonitor, ctx.Err())
+		}
+	}
+	return err
+}
+
+// execute runs one command and decodes its answer into out, unless that is nil.
+func (c *qmp) execute(ctx context.Context, command string, args, out any) error {
+	return c.executeFD(ctx, command, args, out, nil)
+}
+
+// executeFD also passes a file along with the command.
+func (c *qmp) executeFD(ctx context.Context, command string, args, out any, f *os.File) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next++
+	id := c.next
+	req, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        int    `json:"id"`
+	}{command, args, id})
+	if err != nil {
+		return fmt.Errorf("encode monitor command %s: %w", command, err)
+	}
+	var answer message
+	err = c.during(ctx, func() error {
+		if err := c.send(append(req, '\n'), f); err != nil {
+			return err
+		}
+		for {
+			m, err := c.read()
+			if err != nil {
+				return err
+			}
+			if m.ID != nil && *m.ID == id && m.Event == "" {
+				answer = m
+				return nil
+			}
+			if m.Event == "" {
+				return fmt.Errorf("%w: an answer to no question", errMonitor)
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("monitor command %s: %w", command, err)
+	}
+	if answer.Error != nil {
+		return &QMPError{Command: command, Class: answer.Error.Class, Desc: answer.Error.Desc}
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer.Return, out); err != nil {
+		return fmt.Errorf("monitor command %s: parse answer: %w", command, err)
+	}
+	return nil
+}
+
+func (c *qmp) send(p []byte, f *os.File) error {
+	var rights []byte
+	if f != nil {
+		rights = syscall.UnixRights(int(f.Fd()))
+	}
+	n, _, err := c.conn.WriteMsgUnix(p, rights, nil)
+	if err == nil && n < len(p) {
+		_, err = c.conn.Write(p[n:])
+	}
+	if err != nil {
+		return fmt.Errorf("%w: write: %w", errMonitor, err)
+	}
+	return nil
+}
+
+// human runs a command of the human monitor, for the few facts that have no other one.
+func (c *qmp) human(ctx context.Context, command string) (string, error) {
+	var out string
+	err := c.execute(ctx, "human-monitor-command", map[string]any{"command-line": command}, &out)
+	return out, err
+}
+
+// runState asks for QEMU's run state, "running" or one of a dozen others.
+func (c *qmp) runState(ctx context.Context) (string, error) {
+	var s struct {
+		Status string `json:"status"`
+	}
+	err := c.execute(ctx, "query-status", nil, &s)
+	return s.Status, err
+}
