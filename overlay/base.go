@@ -47,6 +47,9 @@ type Base struct {
 	dir    string
 	images [2]baseImage
 	blocks sync.Pool // *[baseListBlock]byte
+
+	printsGate chan struct{} // held by whoever opens or makes prints
+	prints     *Fingerprints
 }
 
 // baseImage is one image with what is already proven of it.
@@ -87,7 +90,7 @@ func OpenBase(dir string) (*Base, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open base %s: %w", dir, err)
 	}
-	b := &Base{id: Sum(data), man: *man, dir: dir}
+	b := &Base{id: Sum(data), man: *man, dir: dir, printsGate: make(chan struct{}, 1)}
 	b.blocks.New = func() any { return new([baseListBlock]byte) }
 	if err := b.openMembers(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open base %s: %w", dir, err), b.Close())
@@ -111,9 +114,12 @@ func readBaseManifest(dir string) ([]byte, error) {
 	return data, nil
 }
 
+// openBaseFlags refuse a symbolic link, and do not wait for the other end of a pipe.
+const openBaseFlags = unix.O_NOFOLLOW | unix.O_NONBLOCK
+
 // openBaseFile opens a regular file for reading, never through a symbolic link.
 func openBaseFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|openBaseFlags, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -167,15 +173,19 @@ func (b *Base) openMembers() error {
 
 // Close closes the base's files.
 func (b *Base) Close() error {
+	files := []*os.File{b.images[Memory].file, b.images[Memory].list, b.images[Disk].file, b.images[Disk].list}
+	b.printsGate <- struct{}{}
+	if b.prints != nil {
+		files = append(files, b.prints.file)
+	}
+	<-b.printsGate
 	var errs []error
-	for i := range b.images {
-		for _, f := range []*os.File{b.images[i].file, b.images[i].list} {
-			if f == nil {
-				continue
-			}
-			if err := f.Close(); !errors.Is(err, os.ErrClosed) {
-				errs = append(errs, err)
-			}
+	for _, f := range files {
+		if f == nil {
+			continue
+		}
+		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
@@ -196,6 +206,27 @@ func (b *Base) Size(s Space) int64 { return b.images[s].meta.Size }
 
 // Resumable reports whether the base holds the device state that a resume needs.
 func (b *Base) Resumable() bool { return b.man.State != nil }
+
+// State returns the device state, checked against its hash, or nil where the base has none.
+func (b *Base) State() ([]byte, error) {
+	part := b.man.State
+	if part == nil {
+		return nil, nil
+	}
+	f, err := openBaseFile(filepath.Join(b.dir, BaseStateFile))
+	if err != nil {
+		return nil, fmt.Errorf("read state of base %.12s: %w", b.id, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, part.Size+1))
+	if err != nil {
+		return nil, fmt.Errorf("read state of base %.12s: %w", b.id, err)
+	}
+	if int64(len(data)) != part.Size || Sum(data) != part.SHA256 {
+		return nil, fmt.Errorf("base %.12s: state does not match its hash: the file was changed; re-import the base", b.id)
+	}
+	return data, nil
+}
 
 // Path returns the path of a member ("memory", "kernel"), or "" if this base has none of
 // that name.
