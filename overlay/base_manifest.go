@@ -59,7 +59,7 @@ type BasePart struct {
 }
 
 // Image returns the description of one of the two images.
-func (m *BaseManifest) Image(s Space) BaseImage {
+func (m BaseManifest) Image(s Space) BaseImage {
 	if s == Disk {
 		return m.Disk
 	}
@@ -67,7 +67,7 @@ func (m *BaseManifest) Image(s Space) BaseImage {
 }
 
 // part returns the description of the plain member name, nil if the base has none.
-func (m *BaseManifest) part(name string) *BasePart {
+func (m BaseManifest) part(name string) *BasePart {
 	switch name {
 	case BaseStateFile:
 		return m.State
@@ -89,7 +89,7 @@ type baseMember struct {
 }
 
 // members lists what the manifest says the base holds besides the manifest, in zip order.
-func (m *BaseManifest) members() []baseMember {
+func (m BaseManifest) members() []baseMember {
 	list := []baseMember{
 		{Disk.String(), m.Disk.Size},
 		{Memory.String(), m.Memory.Size},
@@ -161,7 +161,7 @@ func parseBaseManifest(data []byte) (*BaseManifest, error) {
 	return &m, nil
 }
 
-func (m *BaseManifest) check() error {
+func (m BaseManifest) check() error {
 	for _, s := range Spaces {
 		if err := checkBaseImageSize(s.String(), m.Image(s).Size); err != nil {
 			return err

@@ -138,8 +138,16 @@ func sealBaseList(ctx context.Context, sumsPath string, list io.ReaderAt, size i
 	if err != nil {
 		return whole, root, err
 	}
-	data := baseSumsBytes(sums)
-	return whole, Sum(data), writeBaseFile(sumsPath, data)
+	return whole, baseSumsRoot(sums), writeBaseFile(sumsPath, baseSumsBytes(sums))
+}
+
+// hashBaseList hashes a hash list as a whole and by blocks.
+func hashBaseList(ctx context.Context, list io.ReaderAt, size int64) (whole, root Hash, err error) {
+	if whole, err = baseFileHash(ctx, io.NewSectionReader(list, 0, size)); err != nil {
+		return whole, root, err
+	}
+	sums, err := baseListSums(list, size)
+	return whole, baseSumsRoot(sums), err
 }
 
 // sealBasePart hashes and syncs a plain member; nil if there is none.
