@@ -1,8 +1,10 @@
 package vmm
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // guestFiles finds the test guest, or skips.
@@ -94,7 +97,20 @@ func copyTo(t *testing.T, to, from string) {
 	require.NoError(t, copyFile(to, from, 1<<40))
 }
 
-func TestCycle(t *testing.T) {
+// pair is a VM at rest: files to resume from.
+type pair struct {
+	memory, disk, state string
+}
+
+// rig resumes and captures VMs of the test guest.
+type rig struct {
+	q              *QEMU
+	machine        Machine
+	kernel, initrd string
+}
+
+func newRig(t *testing.T) (rig, string) {
+	t.Helper()
 	kernel, initrd, disk := guestFiles(t)
 	q := testQEMU(t, "")
 	host, err := q.Probe(t.Context())
@@ -104,33 +120,223 @@ func TestCycle(t *testing.T) {
 	m, err := host.Machine(TCG, 256<<20, 1)
 	require.NoError(t, err)
 	m.Kernel, m.Initrd, m.Append = true, true, guestAppend
-	base := t.TempDir()
-	baseMem, baseDisk, baseState := filepath.Join(base, "memory"), filepath.Join(base, "disk"), filepath.Join(base, "state")
-	copyTo(t, baseDisk, disk)
+	return rig{q: q, machine: m, kernel: kernel, initrd: initrd}, disk
+}
 
-	start := time.Now()
-	vm, err := q.Boot(t.Context(), newDir(t, "boot"), BootSpec{Machine: m, Memory: baseMem, Disk: baseDisk, DiskFormat: "raw",
-		Kernel: kernel, Initrd: initrd, Forwards: []Forward{{Guest: 8080}}})
+func (r rig) boot(t *testing.T, p pair) *VM {
+	t.Helper()
+	vm, err := r.q.Boot(t.Context(), newDir(t, "boot"), BootSpec{Machine: r.machine, Memory: p.memory, Disk: p.disk, DiskFormat: "raw",
+		Kernel: r.kernel, Initrd: r.initrd, Forwards: []Forward{{Guest: 8080}}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, vm.Destroy(context.Background())) })
-	t.Logf("monitor after %v, %v", time.Since(start), vm.Forwards())
+	return vm
+}
+
+func (r rig) resume(t *testing.T, p pair) *VM {
+	t.Helper()
+	start := time.Now()
+	vm, err := r.q.Resume(t.Context(), newDir(t, "resume"), ResumeSpec{Machine: r.machine, Memory: p.memory, Disk: p.disk, State: p.state,
+		Kernel: r.kernel, Initrd: r.initrd, Forwards: []Forward{{Guest: 8080}}},
+		func(e string) { t.Logf("%s after %v", e, time.Since(start)) })
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, vm.Destroy(context.Background())) })
+	return vm
+}
+
+func newPair(t *testing.T) pair {
+	dir := t.TempDir()
+	return pair{filepath.Join(dir, "memory"), filepath.Join(dir, "disk"), filepath.Join(dir, "state")}
+}
+
+// merge applies a residue to a pair.
+func merge(t *testing.T, from pair, r *Residue) pair {
+	t.Helper()
+	to := newPair(t)
+	copyTo(t, to.state, r.State)
+	apply := func(path, base string, extents []Extent, read func([]byte, int64) error) {
+		copyTo(t, path, base)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		require.NoError(t, err)
+		defer f.Close()
+		for _, e := range extents {
+			p := make([]byte, e.Len)
+			require.NoError(t, read(p, e.Off))
+			_, err := f.WriteAt(p, e.Off)
+			require.NoError(t, err)
+		}
+	}
+	apply(to.memory, from.memory, r.MemoryExtents(), r.ReadMemory)
+	apply(to.disk, from.disk, r.DiskExtents(), r.ReadDisk)
+	return to
+}
+
+func total(es []Extent) (changed, zero int64) {
+	for _, e := range es {
+		if e.Zero {
+			zero += e.Len
+		}
+		changed += e.Len
+	}
+	return changed, zero
+}
+
+// requireEqualMemory compares a merged image with what QEMU itself says is in the guest's
+// memory. The range of video memory and firmware is no RAM to the guest.
+func requireEqualMemory(t *testing.T, vm *VM, image string) {
+	t.Helper()
+	saved := filepath.Join(t.TempDir(), "pmem")
+	require.NoError(t, vm.Monitor(t.Context(), "pmemsave", map[string]any{"val": 0, "size": vm.Machine().Memory, "filename": saved}, nil))
+	a, err := os.ReadFile(saved)
+	require.NoError(t, err)
+	b, err := os.ReadFile(image)
+	require.NoError(t, err)
+	require.Len(t, a, len(b))
+	differ := 0
+	for off := 0; off < len(a); off += pageSize {
+		if (off < 0xa0000 || off >= 0x100000) && !bytes.Equal(a[off:off+pageSize], b[off:off+pageSize]) {
+			differ++
+		}
+	}
+	require.Zero(t, differ, "pages differ")
+	regions, err := memoryRegions(vm.PID(), vm.info)
+	require.NoError(t, err)
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", vm.PID()))
+	require.NoError(t, err)
+	defer mem.Close()
+	for _, r := range regions {
+		p := make([]byte, r.end-r.start)
+		_, err := mem.ReadAt(p, int64(r.start))
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(p, b[r.off:r.off+int64(len(p))]), "the process's memory differs")
+	}
+}
+
+// requireEqualDisk compares a merged image with what qemu-img reads through the layers.
+func requireEqualDisk(t *testing.T, vm *VM, image string) {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "raw")
+	_, err := output(t.Context(), "qemu-img", "convert", "-U", "-O", "raw", filepath.Join(vm.Dir(), newLayer), raw)
+	require.NoError(t, err)
+	a, err := os.ReadFile(raw)
+	require.NoError(t, err)
+	b, err := os.ReadFile(image)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(a, b), "disks differ")
+}
+
+// requireSameScan compares the two ways to find changed pages.
+func requireSameScan(t *testing.T, vm *VM) {
+	t.Helper()
+	regions, err := memoryRegions(vm.PID(), vm.info)
+	require.NoError(t, err)
+	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", vm.PID()))
+	require.NoError(t, err)
+	defer f.Close()
+	var scanned, read []span
+	for _, r := range regions {
+		start := time.Now()
+		scanned, err = scanRegion(f, r, scanned)
+		if errors.Is(err, unix.ENOTTY) {
+			t.Log("this kernel has no PAGEMAP_SCAN")
+			return
+		}
+		require.NoError(t, err)
+		mid := time.Now()
+		read, err = readRegion(f, r, read)
+		require.NoError(t, err)
+		t.Logf("scan %v, page map %v, %d spans", mid.Sub(start), time.Since(mid), len(read))
+	}
+	require.Equal(t, read, scanned)
+}
+
+func TestCycle(t *testing.T) {
+	r, disk := newRig(t)
+	base := newPair(t)
+	copyTo(t, base.disk, disk)
+
+	start := time.Now()
+	vm := r.boot(t, base)
 	booted := ask(t, vm, "GET", "/")
 	t.Logf("first answer after %v: %+v", time.Since(start), booted)
 	start = time.Now()
-	require.NoError(t, vm.SaveBase(t.Context(), baseState))
+	require.NoError(t, vm.SaveBase(t.Context(), base.state))
 	t.Logf("saved in %v", time.Since(start))
 	exit, err := vm.Wait(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "QEMU ended on request (quit)", exit.Reason)
 
 	start = time.Now()
-	vm2, err := q.Resume(t.Context(), newDir(t, "resume"), ResumeSpec{Machine: m, Memory: baseMem, Disk: baseDisk, State: baseState,
-		Kernel: kernel, Initrd: initrd, Forwards: []Forward{{Guest: 8080}}},
-		func(e string) { t.Logf("%s after %v", e, time.Since(start)) })
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, vm2.Destroy(context.Background())) })
-	again := ask(t, vm2, "GET", "/")
+	vm = r.resume(t, base)
+	again := ask(t, vm, "GET", "/")
 	t.Logf("first answer after %v", time.Since(start))
 	require.Equal(t, booted.Token, again.Token)
 	require.Equal(t, booted.Counter+1, again.Counter)
+
+	// A paused VM, with discards: captured twice it stays paused and equal.
+	ask(t, vm, "POST", "/write?mib=4&seed=1")
+	ask(t, vm, "POST", "/write?mib=8&seed=2")
+	ask(t, vm, "POST", "/delete?seed=1")
+	require.NoError(t, vm.Pause(t.Context()))
+	requireSameScan(t, vm)
+	for range 2 {
+		res, err := vm.Capture(t.Context(), newDir(t, "out"))
+		require.NoError(t, err)
+		_, err = vm.Capture(t.Context(), newDir(t, "out"))
+		require.ErrorIs(t, err, ErrBusy)
+		status, err := vm.Status(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, Paused, status.State)
+		changed, zero := total(res.MemoryExtents())
+		t.Logf("memory: %d KiB changed, %d zero, %d extents", changed>>10, zero>>10, len(res.MemoryExtents()))
+		changed, zero = total(res.DiskExtents())
+		t.Logf("disk: %d KiB changed, %d zero, %d extents", changed>>10, zero>>10, len(res.DiskExtents()))
+		merged := merge(t, base, res)
+		requireEqualMemory(t, vm, merged.memory)
+		requireEqualDisk(t, vm, merged.disk)
+		require.NoError(t, res.Release(t.Context()))
+		require.NoError(t, res.Release(t.Context()))
+		require.ErrorIs(t, res.ReadMemory(make([]byte, pageSize), 0), ErrReleased)
+		require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer))
+		require.NoFileExists(t, res.State)
+	}
+	require.NoError(t, vm.Continue(t.Context()))
+
+	// A VM that writes, captured while it runs, then resumed from the merged images: twice,
+	// so that a chain is made.
+	parent := base
+	for round := range 2 {
+		ask(t, vm, "POST", "/load?on=1")
+		ask(t, vm, "POST", "/dirty?mib=16")
+		before := ask(t, vm, "GET", "/verify")
+		res, err := vm.Capture(t.Context(), newDir(t, "out"))
+		require.NoError(t, err)
+		changed, _ := total(res.MemoryExtents())
+		t.Logf("round %d: pause %v, memory %d KiB", round, res.Pause, changed>>10)
+		merged := merge(t, parent, res)
+		require.NoError(t, res.Release(t.Context()))
+		ask(t, vm, "POST", "/load?on=0")
+		require.Equal(t, before.Table, ask(t, vm, "GET", "/verify").Table)
+		require.NoError(t, vm.Destroy(t.Context()))
+		vm = r.resume(t, merged)
+		after := ask(t, vm, "GET", "/verify")
+		require.Equal(t, before.Token, after.Token)
+		require.Equal(t, before.Table, after.Table)
+		require.Equal(t, before.File, after.File)
+		require.Greater(t, after.Counter, 0)
+		parent = merged
+	}
+
+	adopted, err := r.q.Adopt(t.Context(), vm.Dir())
+	require.NoError(t, err)
+	require.Equal(t, vm.Forwards(), adopted.Forwards())
+	require.NoError(t, adopted.Reset(t.Context()))
+	fresh := ask(t, adopted, "GET", "/")
+	require.NotEqual(t, booted.Token, fresh.Token)
+	require.NoError(t, adopted.Destroy(t.Context()))
+	exit, err = vm.Wait(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "QEMU was killed on request (destroy)", exit.Reason)
+	status, err := vm.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, Ended, status.State)
 }

@@ -329,4 +329,3 @@ func bindPorts(fs []Forward, text string) error {
 	}
 	return nil
 }
-
