@@ -1,0 +1,124 @@
+package overlay
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Strategy says how pages become frames. It is data: it stands in the manifest, and readers
+// need none of it. The zero value is not valid; see [ParseStrategy].
+type Strategy struct {
+	Name      string `json:"name"`
+	Delta     Delta  `json:"delta"`
+	Codec     Codec  `json:"codec"`
+	Level     int    `json:"level"`      // zstd: 1 fastest, 2 default, 3 better, 4 best; 0 for the others
+	FrameSize int    `json:"frame_size"` // bytes of pages in a frame; a multiple of PageSize, at most MaxFramePages pages
+	HotSize   int    `json:"hot_size"`   // the same for frames of pages in the touch profile
+	Encoder   string `json:"encoder"`    // library and version that encoded; set by Create
+}
+
+// presets are the named strategies. Frame sizes: larger frames compress better, smaller
+// ones cost less to decode on demand.
+var presets = map[string]Strategy{
+	"none":     {Delta: DeltaNone, Codec: CodecNone, FrameSize: 64 << 10, HotSize: 64 << 10},
+	"fast":     {Delta: DeltaXOR, Codec: CodecZstd, Level: 1, FrameSize: 128 << 10, HotSize: 64 << 10},
+	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 256 << 10, HotSize: 64 << 10},
+	"small":    {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
+}
+
+// Strategies lists the names of the presets.
+func Strategies() []string { return slices.Sorted(maps.Keys(presets)) }
+
+// ParseStrategy parses a preset's name, optionally with changes: "balanced" or
+// "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3". The empty string is "balanced".
+func ParseStrategy(text string) (Strategy, error) {
+	name, rest, changed := strings.Cut(text, ",")
+	if name == "" {
+		name = "balanced"
+	}
+	s, ok := presets[name]
+	if !ok {
+		return s, fmt.Errorf("unknown overlay strategy %q: the strategies are %s", name, strings.Join(Strategies(), ", "))
+	}
+	s.Name = name
+	if !changed {
+		return s, s.Validate()
+	}
+	s.Name = text
+	for _, item := range strings.Split(rest, ",") {
+		key, value, _ := strings.Cut(item, "=")
+		if err := s.set(key, value); err != nil {
+			return s, fmt.Errorf("overlay strategy %q: %w", text, err)
+		}
+	}
+	if s.Codec != CodecZstd {
+		s.Level = 0
+	} else if s.Level == 0 {
+		s.Level = 3
+	}
+	return s, s.Validate()
+}
+
+func (s *Strategy) set(key, value string) (err error) {
+	switch key {
+	case "delta":
+		s.Delta, err = named[Delta](deltaNames, "delta", value)
+	case "codec":
+		s.Codec, err = named[Codec](codecNames, "codec", value)
+	case "level":
+		s.Level, err = strconv.Atoi(value)
+	case "frame":
+		s.FrameSize, err = parseSize(value)
+	case "hot":
+		s.HotSize, err = parseSize(value)
+	default:
+		return fmt.Errorf("unknown parameter %q: the parameters are delta, codec, level, frame, hot", key)
+	}
+	return err
+}
+
+func parseSize(value string) (int, error) {
+	unit := 1
+	if v, ok := strings.CutSuffix(value, "K"); ok {
+		value, unit = v, 1<<10
+	} else if v, ok := strings.CutSuffix(value, "M"); ok {
+		value, unit = v, 1<<20
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil || n < 0 || n > MaxFramePages*PageSize {
+		return 0, fmt.Errorf("size %q: want a number of bytes, or of K or M, up to 4M", value)
+	}
+	return n * unit, nil
+}
+
+// Validate says which parameter is out of range.
+func (s *Strategy) Validate() error {
+	for _, f := range []struct {
+		name string
+		size int
+	}{{"frame", s.FrameSize}, {"hot", s.HotSize}} {
+		if f.size < PageSize || f.size > MaxFramePages*PageSize || f.size%PageSize != 0 {
+			return fmt.Errorf("overlay strategy %q: %s size %d: want a multiple of %d from %d to %d",
+				s.Name, f.name, f.size, PageSize, PageSize, MaxFramePages*PageSize)
+		}
+	}
+	if s.Codec == CodecZstd && (s.Level < 1 || s.Level > 4) || s.Codec != CodecZstd && s.Level != 0 {
+		return fmt.Errorf("overlay strategy %q: level %d: codec zstd takes 1 to 4, the others 0", s.Name, s.Level)
+	}
+	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= len(deltaNames) || len(s.Name) > 200 {
+		return fmt.Errorf("overlay strategy %.80q: unknown codec %d or delta %d", s.Name, s.Codec, s.Delta)
+	}
+	return nil
+}
+
+// named finds value among names and returns its number.
+func named[T ~uint8](names []string, what, value string) (T, error) {
+	i := slices.Index(names, value)
+	if i < 0 {
+		return 0, fmt.Errorf("unknown %s %q: there are %s", what, value, strings.Join(names, ", "))
+	}
+	return T(i), nil
+}

@@ -1,0 +1,270 @@
+package overlay
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// group is a frame to be: the pages that go into it.
+type group struct {
+	addrs []Addr
+	size  int // capacity in bytes
+}
+
+// encodedFrame is a frame ready to be written.
+type encodedFrame struct {
+	frame
+	addrs []Addr
+	bytes []byte
+}
+
+// groups orders the stored pages into frames: those of the profile first, in its order, the
+// others by address; a frame holds pages of one image only.
+func (c *creation) groups(yield func(group) error) error {
+	cold := c.stored
+	if len(c.l.Profile) > 0 {
+		hot := make([]Addr, 0, len(c.l.Profile))
+		isHot := make(map[Addr]struct{}, len(c.l.Profile))
+		for _, a := range c.l.Profile {
+			if _, ok := slices.BinarySearch(c.stored, a); ok {
+				hot = append(hot, a)
+				isHot[a] = struct{}{}
+			}
+		}
+		if err := split(hot, c.strategy.HotSize, yield); err != nil {
+			return err
+		}
+		cold = slices.DeleteFunc(slices.Clone(cold), func(a Addr) bool { _, ok := isHot[a]; return ok })
+	}
+	return split(cold, c.strategy.FrameSize, yield)
+}
+
+func split(addrs []Addr, size int, yield func(group) error) error {
+	for len(addrs) > 0 {
+		n := 1
+		for n < len(addrs) && n < size/PageSize && addrs[n].Space() == addrs[0].Space() {
+			n++
+		}
+		if err := yield(group{addrs[:n], size}); err != nil {
+			return err
+		}
+		addrs = addrs[n:]
+	}
+	return nil
+}
+
+// encodeGroup reads the pages of g into buf, subtracts the base and compresses.
+func (c *creation) encodeGroup(g group, e *encoder, buf []byte) (encodedFrame, error) {
+	pages := buf[:len(g.addrs)*PageSize]
+	for i, n := 0, 0; i < len(g.addrs); i += n {
+		n = runLength(g.addrs[i:], len(g.addrs))
+		from := &c.l.Memory
+		if g.addrs[i].Space() == Disk {
+			from = &c.l.Disk
+		}
+		if err := from.Read(pages[i*PageSize:(i+n)*PageSize], g.addrs[i].Offset()); err != nil {
+			return encodedFrame{}, err
+		}
+	}
+	f := encodedFrame{addrs: g.addrs, frame: frame{pages: uint16(len(g.addrs))}}
+	if c.strategy.Delta == DeltaXOR {
+		// A delta to zero pages is none: the reader then need not read them.
+		err := xorBase(pages, g.addrs, func(s Space, p []byte, off int64) error {
+			if err := c.l.Parent.base.ReadVerified(s, p, off); err != nil {
+				return err
+			}
+			if !isZero(p) {
+				f.delta = DeltaXOR
+			}
+			return nil
+		})
+		if err != nil {
+			return f, err
+		}
+	}
+	b, codec, err := e.encode(pages)
+	if err != nil {
+		return f, err
+	}
+	f.codec, f.encoded, f.hash = codec, uint32(len(b)), Sum(b)
+	f.bytes = slices.Clone(b)
+	return f, nil
+}
+
+// spoolFrames encodes all frames into w and returns the index they give and the CRC of
+// their bytes.
+func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32, error) {
+	x := &index{refs: c.refs, stored: make([]Addr, 0, len(c.stored))}
+	var crc uint32
+	size := max(c.strategy.FrameSize, c.strategy.HotSize)
+	err := ordered(ctx, c.workers, c.groups,
+		func() (func(group) (encodedFrame, error), error) {
+			e, err := newEncoder(c.strategy.Codec, c.strategy.Level, size)
+			buf := make([]byte, size)
+			return func(g group) (encodedFrame, error) { return c.encodeGroup(g, e, buf) }, err
+		},
+		func(f encodedFrame) error {
+			if _, err := w.Write(f.bytes); err != nil {
+				return fmt.Errorf("write frame %d: %w", len(x.frames), err)
+			}
+			crc = crc32.Update(crc, crc32.IEEETable, f.bytes)
+			c.manifest.Members.Frames.Size += int64(f.encoded)
+			x.frames = append(x.frames, f.frame)
+			x.stored = append(x.stored, f.addrs...)
+			c.progress.Report("encode", int64(len(x.stored))*PageSize, int64(len(c.stored))*PageSize)
+			return nil
+		})
+	if err == nil && len(x.stored) != len(c.stored) {
+		err = fmt.Errorf("encoded %d of %d pages", len(x.stored), len(c.stored))
+	}
+	return x, crc, err
+}
+
+// write encodes the frames into a spool file, whose sizes and hashes the head needs, then
+// writes the overlay: head, frames, directory.
+func (c *creation) write(ctx context.Context, path string) (made *Created, err error) {
+	dir := filepath.Dir(path)
+	spool, err := os.CreateTemp(dir, ".frames-*")
+	if err != nil {
+		return nil, fmt.Errorf("make temporary file: %w", err)
+	}
+	defer func() { err = errors.Join(err, spool.Close(), os.Remove(spool.Name())) }()
+	x, crc, err := c.spoolFrames(ctx, spool)
+	if err != nil {
+		return nil, err
+	}
+	m := &c.manifest
+	var bodies [memberCount][]byte
+	for _, part := range []struct {
+		i      int
+		body   []byte
+		member *Member
+	}{
+		{memberIndex, x.marshal(), &m.Members.Index},
+		{memberState, c.l.State, &m.Members.State},
+		{memberProfile, marshalProfile(c.l.Profile), &m.Members.Profile},
+	} {
+		if bodies[part.i], err = pack(part.body, part.member); err != nil {
+			return nil, fmt.Errorf("pack %s: %w", memberNames[part.i], err)
+		}
+	}
+	if m.Members.Index.Decoded > maxIndex {
+		return nil, fmt.Errorf("index of %d pages has %d bytes, over the limit of %d", len(x.stored)+len(x.refs), m.Members.Index.Decoded, maxIndex)
+	}
+	m.Stats = x.stats(m)
+	if bodies[memberManifest], err = m.marshal(); err != nil {
+		return nil, err
+	}
+	if _, err := parseManifest(bodies[memberManifest]); err != nil {
+		return nil, fmt.Errorf("check what was made: %w", err)
+	}
+	size, err := writeArchive(ctx, path, &bodies, spool, m.Members.Frames.Size, crc)
+	if err != nil {
+		return nil, err
+	}
+	return &Created{ID: m.ID, Digest: Sum(bodies[memberManifest]), Size: size, Manifest: m}, nil
+}
+
+// pack compresses the body of a small member and describes it in d.
+func pack(body []byte, d *Member) ([]byte, error) {
+	if len(body) == 0 {
+		return nil, nil
+	}
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
+	if err != nil {
+		return nil, err
+	}
+	b := e.EncodeAll(body, nil)
+	*d = Member{Size: int64(len(b)), SHA256: Sum(b), Decoded: int64(len(body))}
+	return b, e.Close()
+}
+
+func marshalProfile(p []Addr) []byte {
+	b := make([]byte, 0, 4*len(p))
+	for _, a := range p {
+		b = binary.LittleEndian.AppendUint32(b, uint32(a))
+	}
+	return b
+}
+
+// writeArchive writes the zip: members from bodies, then the frames from spool.
+func writeArchive(ctx context.Context, path string, bodies *[memberCount][]byte, spool *os.File, frames int64, crc uint32) (size int64, err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return 0, fmt.Errorf("make temporary file: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close() // may be closed already; the file goes anyway
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	var members []zipMember
+	put := func(b []byte) {
+		if err == nil {
+			_, err = f.Write(b)
+			size += int64(len(b))
+		}
+	}
+	for i, body := range bodies {
+		n, sum := int64(len(body)), crc32.ChecksumIEEE(body)
+		if i == memberFrames {
+			n, sum = frames, crc
+		}
+		m, header := layoutMember(memberNames[i], sum, n, size, i == memberFrames)
+		members = append(members, m)
+		put(header)
+		put(body)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if _, err = spool.Seek(0, io.SeekStart); err != nil {
+		return 0, err
+	}
+	for left := frames; left > 0; {
+		if err = ctx.Err(); err != nil {
+			return 0, context.Cause(ctx)
+		}
+		var n int64
+		if n, err = io.CopyN(f, spool, min(left, 64<<20)); err != nil {
+			return 0, fmt.Errorf("copy frames: %w", err)
+		}
+		left, size = left-n, size+n
+	}
+	put(zipDirectory(members))
+	if err != nil {
+		return 0, err
+	}
+	return size, commit(f, path)
+}
+
+// commit makes the temporary file f durable under its name path.
+func commit(f *os.File, path string) error {
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
