@@ -15,5 +15,6 @@
 //	                          to a synced file without rest; answers what it has done
 //
 // The counter counts the answers of / since the start: it shows that a resumed guest goes
-// on where it was captured. A bad parameter is answered with 400 and its name.
+// on where it was captured. A bad parameter is answered with 400 and its name, a seed
+// without a file with 404.
 package main

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -36,7 +37,8 @@ func run() error {
 	return srv.Serve(l)
 }
 
-// badRequest is an error of the caller's making; it is answered with 400, others with 500.
+// badRequest is an error of the caller's making; it is answered with 400, a missing file
+// with 404, any other error with 500.
 type badRequest struct{ error }
 
 // answer serves f's result as JSON, or its error.
@@ -47,6 +49,9 @@ func answer(f func(r *http.Request) (any, error)) http.HandlerFunc {
 		switch {
 		case errors.As(err, &bad):
 			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		case errors.Is(err, fs.ErrNotExist):
+			http.Error(w, err.Error(), http.StatusNotFound)
 			return
 		case err != nil:
 			http.Error(w, err.Error(), http.StatusInternalServerError)
