@@ -18,9 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Append is the kernel command line of the guest. It leaves out what costs time in an
-// emulated machine, and makes a panic a reboot.
-const Append = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check ipv6.disable=1"
+// Append is the kernel command line of the guest: the console, a panic as a reboot, and
+// nothing of what costs time in an emulated machine and means nothing in a test (self
+// tests, mitigations, security modules, devices that are not there).
+const Append = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check ipv6.disable=1 " +
+	"nokaslr edd=off lsm= audit=0 init_on_alloc=0 cryptomgr.notests i8042.noaux i8042.nokbd rcupdate.rcu_expedited=1"
 
 // MemoryMiB is the memory in MiB that the guest is made for.
 const MemoryMiB = 256
