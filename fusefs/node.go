@@ -27,7 +27,7 @@ type owner struct {
 }
 
 func (o owner) fill(a *fuse.Attr, mode uint32, size int64) {
-	a.Mode, a.Uid, a.Gid = mode, o.uid, o.gid
+	a.Mode, a.Uid, a.Gid, a.Nlink = mode, o.uid, o.gid, 1
 	a.Size, a.Blocks, a.Blksize = uint64(size), (uint64(size)+statBlock-1)/statBlock, 4096
 	a.SetTimes(&o.made, &o.made, &o.made)
 }

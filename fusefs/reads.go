@@ -25,6 +25,11 @@ const (
 	// heldAfter is the age at which a read that has no answer yet counts as held, and, once
 	// reads were aborted, the age that no read exceeds.
 	heldAfter = time.Second
+	// gaveUpFor is how long a read given up after an abort fails at once when repeated. The
+	// kernel starts a page fault anew whenever a signal has arrived meanwhile, without looking
+	// at the error, so that a thread often signalled would never see it.
+	gaveUpFor = 10 * time.Second
+	maxGaveUp = 4096
 )
 
 // reads serves the reads of one file and knows those in flight.
@@ -42,6 +47,8 @@ type reads struct {
 
 	mu       sync.Mutex
 	inFlight map[*read]struct{}
+	// gaveUp holds the offsets of reads given up after an abort, and when.
+	gaveUp map[int64]time.Time
 }
 
 // read is one read in flight.
@@ -70,6 +77,10 @@ func (s *reads) serve(ctx context.Context, dest []byte, off int64) (int, syscall
 	s.requests.Add(1)
 	if n == 0 {
 		return 0, 0
+	}
+	if s.hasGivenUp(off) {
+		s.failures.Add(1)
+		return 0, errno(errAborted)
 	}
 	r := s.begin(ctx, off, n)
 	defer s.end(r)
@@ -183,6 +194,7 @@ func (s *reads) watch(r *read) {
 			defer timer.Stop()
 			limit = timer.C
 		case <-limit:
+			s.giveUp(r.off)
 			r.cancel(errAborted)
 			return
 		}
@@ -191,6 +203,27 @@ func (s *reads) watch(r *read) {
 			return
 		}
 	}
+}
+
+func (s *reads) giveUp(off int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gaveUp == nil || len(s.gaveUp) >= maxGaveUp {
+		s.gaveUp = make(map[int64]time.Time)
+	}
+	s.gaveUp[off] = time.Now()
+}
+
+func (s *reads) hasGivenUp(off int64) bool {
+	select {
+	case <-s.aborted:
+	default:
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.gaveUp[off]
+	return ok && time.Since(at) < gaveUpFor
 }
 
 // held returns the reads that wait for more than an ordinary answer.

@@ -223,17 +223,23 @@ func (s *Server) Abort() {
 // files are open or mapped it changes nothing and returns ErrBusy. A mount that has ended
 // already is no error.
 func (s *Server) Unmount(ctx context.Context) error {
-	if err := s.unmount(ctx); err != nil {
-		return err
-	}
-	return s.Wait()
+	return s.end(ctx, s.unmount)
 }
 
 // ForceUnmount ends the mount even while it is in use: reads are aborted, the directory is
 // freed and the kernel's connection ended. Whoever has files mapped gets SIGBUS at the next
 // missing page.
 func (s *Server) ForceUnmount(ctx context.Context) error {
-	if err := s.forceUnmount(ctx); err != nil {
+	return s.end(ctx, s.forceUnmount)
+}
+
+func (s *Server) end(ctx context.Context, how func(context.Context) error) error {
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	if err := how(ctx); err != nil {
 		return err
 	}
 	return s.Wait()
