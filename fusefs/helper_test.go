@@ -64,6 +64,8 @@ var roles = map[string]func(args []string) (string, error){
 	"serve":  serveRole,
 	"fault":  faultRole,
 	"drain":  drainRole,
+
+	"scribble": scribbleRole,
 }
 
 // hashRole: PATH read|private|shared.
@@ -228,6 +230,29 @@ func keepRole(args []string) (string, error) {
 	fmt.Println("ready")
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return "ok", errors.Join(err, f.Close())
+}
+
+// scribbleRole: PATH; maps it, writes to it, and says whether the mapping shows what it
+// showed before.
+func scribbleRole(args []string) (string, error) {
+	fd, err := unix.Open(args[0], unix.O_RDWR, 0)
+	if err != nil {
+		return "", err
+	}
+	p, err := unix.Mmap(fd, 0, 1<<16, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		return "", err
+	}
+	before := bytes.Clone(p)
+	_, err = unix.Pwrite(fd, bytes.Repeat([]byte("scribble"), 1000), 5000)
+	out := "write " + errnoName(err)
+	for range 100 {
+		if bytes.Equal(before, p) {
+			return out + ", content restored", nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return out + ", content changed", nil
 }
 
 // drainRole: PATH; waits for the end of stdin, then reads all of it.

@@ -56,7 +56,7 @@ func TestChangesAreRefused(t *testing.T) {
 				want := "EROFS"
 				switch op {
 				case "setxattr", "getxattr", "listxattr", "removexattr":
-					want = "EOPNOTSUPP"
+					want = "ENOTSUP"
 				case "rmdir":
 					want = "ENOENT"
 				case "chown", "fsync":
@@ -67,6 +67,14 @@ func TestChangesAreRefused(t *testing.T) {
 			require.Equal(t, f.hash(), client(t, "hash", filepath.Join(dir, name), "read"))
 		})
 	}
+}
+
+// The kernel copies a write into its cache before it asks; that copy must not stay there
+// for others who have the page mapped.
+func TestRefusedWriteLeavesNoTrace(t *testing.T) {
+	memory := newTestFile(1 << 20)
+	_, dir := mount(t, Options{Memory: memory})
+	require.Equal(t, "write EROFS, content restored", client(t, "scribble", filepath.Join(dir, MemoryName)))
 }
 
 func TestPrivateWritesStayPrivate(t *testing.T) {

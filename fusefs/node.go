@@ -3,6 +3,7 @@ package fusefs
 import (
 	"context"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -134,6 +135,8 @@ type fileNode struct {
 	// writable permits opens for reading and writing.
 	writable bool
 	reads    *reads
+	// drops counts the invalidations in progress.
+	drops sync.WaitGroup
 }
 
 var (
@@ -179,7 +182,16 @@ func (f *fileNode) Read(ctx context.Context, fh fs.FileHandle, dest []byte, off 
 	return fuse.ReadResultData(dest[:n]), 0
 }
 
+// Write refuses, and drops the written range from the kernel's cache: the kernel copies the
+// data there before it asks, and whoever has the page mapped would go on to see it. The
+// pages are locked until the answer is there, hence the goroutine; run joins it.
 func (f *fileNode) Write(ctx context.Context, fh fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+	n := int64(len(data))
+	f.drops.Go(func() {
+		if errno := f.NotifyContent(off, n); errno != 0 && errno != syscall.ENOENT {
+			f.reads.log.Warn("refused write may stay visible", "file", f.name, "offset", off, "length", n, "error", errno)
+		}
+	})
 	return 0, syscall.EROFS
 }
 

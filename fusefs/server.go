@@ -121,7 +121,7 @@ func (s *Server) start(o Options) error {
 	if s.control != nil {
 		s.control.start()
 	}
-	go s.run(watchFD) // ends with the mount; Wait and Unmount join it
+	go s.run(watchFD, root) // ends with the mount; Wait and Unmount join it
 	return nil
 }
 
@@ -174,8 +174,11 @@ func connectionDead(fd int) bool {
 }
 
 // run serves until the connection has ended, then cleans up.
-func (s *Server) run(watchFD int) {
+func (s *Server) run(watchFD int, root *rootNode) {
 	s.fuse.Serve()
+	for _, f := range root.files {
+		f.drops.Wait()
+	}
 	close(s.served)
 	unix.Close(watchFD)
 	s.err = s.clear()
