@@ -159,7 +159,7 @@ func readBaseMember(f *zip.File, size int64, fn func(io.Reader) error) error {
 	var one [1]byte
 	n, err := io.ReadFull(r, one[:])
 	switch {
-	case n > 0:
+	case n > 0 || errors.Is(err, zip.ErrFormat): // archive/zip counts too
 		return fmt.Errorf("holds more than its %d bytes: %s", size, baseDamagedZip)
 	case err != io.EOF:
 		return fmt.Errorf("%w: %s", err, baseDamagedZip)
@@ -218,10 +218,10 @@ func (im *baseImport) extract(ctx context.Context, p Progress) error {
 	if err := checkBaseSpace(im.dir, need); err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, both := errgroup.WithContext(ctx)
 	for _, s := range Spaces {
 		g.Go(func() error {
-			if err := im.extractImage(ctx, s, track); err != nil {
+			if err := im.extractImage(both, s, track); err != nil {
 				return baseMemberError(s.String(), err)
 			}
 			return nil
