@@ -55,7 +55,7 @@ func (b builder) compile(ctx context.Context, out string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
 		"-ldflags=-s -w -buildid=", "-o", out, appPackage)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
-	_, err := b.output(cmd, "install Go, and run from within the module's folder")
+	_, err := b.output(ctx, cmd, "install Go, and run from within the module's folder")
 	return err
 }
 
@@ -159,7 +159,7 @@ func (b builder) disk(ctx context.Context) error {
 			cmd.Path, cmd.Err = path, nil
 		}
 	}
-	_, err = b.output(cmd, "apt-get install e2fsprogs")
+	_, err = b.output(ctx, cmd, "apt-get install e2fsprogs")
 	return err
 }
 
@@ -167,15 +167,18 @@ func (b builder) disk(ctx context.Context) error {
 func (b builder) run(ctx context.Context, remedy string, argv ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = b.work
-	return b.output(cmd, remedy)
+	return b.output(ctx, cmd, remedy)
 }
 
 // output runs the command; its error holds the end of stderr, and the remedy.
-func (b builder) output(cmd *exec.Cmd, remedy string) (string, error) {
+func (b builder) output(ctx context.Context, cmd *exec.Cmd, remedy string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil { // the program was killed: it did not fail
+			return "", fmt.Errorf("run %s: %w", filepath.Base(cmd.Args[0]), ctx.Err())
+		}
 		text := strings.TrimSpace(stderr.String())
 		if len(text) > 800 {
 			text = "..." + text[len(text)-800:]

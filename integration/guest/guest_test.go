@@ -63,6 +63,18 @@ func TestBuildWithoutTools(t *testing.T) {
 	}
 }
 
+func TestBuildCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	outDir := t.TempDir()
+	_, err := Build(ctx, outDir, nil)
+	require.ErrorIs(t, err, context.Canceled)
+	require.NotContains(t, err.Error(), "remedy")
+	left, err := filepath.Glob(filepath.Join(outDir, tempPrefix+"*"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
 func TestLockExcludes(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "lock")
 	unlock, err := lock(t.Context(), name, io.Discard)
