@@ -1,0 +1,16 @@
+// Package source reads the bytes of an overlay file from where they are: a local file, or a
+// web server that answers range requests.
+//
+// A Source is an immutable run of bytes of known size. ReadAt fills the buffer wholly or
+// returns an error, io.EOF only where the buffer reaches over the end; it obeys its context
+// and is safe for concurrent use. What changes while it is open is found out as far as the
+// place allows and reported as ErrChanged, for good: overlays are immutable, and what their
+// hashes would refuse later is better refused by name now.
+//
+// A Source over a network retries one request with back-off, and goes on where the last
+// answer ended. When it gives up, Temporary tells whether a later attempt may succeed: an
+// outage is temporary; a file that is gone, forbidden or changed is not.
+//
+// Names and errors never hold what may be a secret of a URL: user, password and query are
+// left out.
+package source
