@@ -1,0 +1,113 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/overlay"
+	"cloudlet/vmm"
+)
+
+// CreateOverlay makes an overlay of what a running instance differs in from the image it
+// was resumed from, and puts it into the store. The guest stands still while its memory is
+// copied and its disk frozen, then runs on.
+func (s *Service) CreateOverlay(ctx context.Context, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
+	out, err = s.createOverlay(ctx, req, p)
+	return out, fail(err)
+}
+
+func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
+	start := time.Now()
+	if err := s.checkName(req.Name); err != nil {
+		return out, err
+	}
+	strategy, err := overlay.ParseStrategy(req.Strategy)
+	if err != nil {
+		return out, &api.Error{Code: api.Invalid, Detail: err.Error(), Field: "strategy", Err: err}
+	}
+	r, vm, lk, err := s.working(ctx, req.Instance)
+	if err != nil {
+		return out, err
+	}
+	defer lk.unlock()
+	l, err := s.openLinks(ctx, r.Base, r.Links)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, l.close()) }()
+	st, err := s.newStage(ctx, "capture")
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, st.drop()) }()
+	path := filepath.Join(st.dir, "overlay")
+	if out.Pause, err = s.capture(ctx, r, vm, l, st.dir, path, overlay.CreateOptions{Strategy: strategy, Progress: overlay.Progress(p)}); err != nil {
+		return out, fmt.Errorf("capture instance %s: %w", r.ID, err)
+	}
+	if req.Output != "" {
+		if out.Output, err = filepath.Abs(req.Output); err != nil {
+			return out, err
+		}
+		if err := copyOut(path, out.Output); err != nil {
+			return out, err
+		}
+	}
+	if out.Overlay, err = s.keepOverlay(ctx, st.dir, req.Name); err != nil {
+		return out, err
+	}
+	out.Took = time.Since(start).Seconds()
+	return out, nil
+}
+
+// capture copies what the VM has changed, lets it go on, and makes the overlay of it.
+func (s *Service) capture(ctx context.Context, r *record, vm *vmm.VM, l *launchImage, dir, path string, o overlay.CreateOptions) (pause float64, err error) {
+	o.Progress.Report("capture", 0, 0)
+	residueDir := filepath.Join(dir, "residue")
+	if err := os.Mkdir(residueDir, 0o700); err != nil {
+		return 0, err
+	}
+	residue, err := vm.Capture(ctx, residueDir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		// The frozen layer is committed back also when the caller has given up.
+		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoBound)
+		defer cancel()
+		err = errors.Join(err, residue.Release(bound))
+	}()
+	state, err := os.ReadFile(residue.State)
+	if err != nil {
+		return 0, err
+	}
+	launch := overlay.Launch{
+		Parent: l.image, Machine: r.Machine, State: state,
+		Memory: overlay.Changes{Extents: extents(residue.MemoryExtents()), Read: residue.ReadMemory},
+		Disk:   overlay.Changes{Extents: extents(residue.DiskExtents()), Read: residue.ReadDisk},
+	}
+	_, err = overlay.Create(ctx, path, launch, o)
+	return residue.Pause.Seconds(), err
+}
+
+func extents(in []vmm.Extent) []overlay.Extent {
+	out := make([]overlay.Extent, len(in))
+	for i, e := range in {
+		out[i] = overlay.Extent{Off: e.Off, Len: e.Len, Zero: e.Zero}
+	}
+	return out
+}
+
+// copyOut writes the content of file from to path.
+func copyOut(from, path string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	return writeFile(path, func(f *os.File) error { _, err := f.ReadFrom(src); return err })
+}

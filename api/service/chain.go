@@ -1,0 +1,141 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"cloudlet/api"
+	"cloudlet/overlay"
+	"cloudlet/overlay/source"
+)
+
+// link is one overlay of a chain: its id, and where its bytes are.
+type link struct {
+	ID     string `json:"id"`
+	Source string `json:"source"` // path or URL
+}
+
+// launchImage is a base and a chain of overlays, opened.
+type launchImage struct {
+	base    *overlay.Base
+	release func() // of the base
+	readers []*overlay.Reader
+	links   []link   // the one on the base first
+	hold    []string // folders of the store that it lives in
+	image   *overlay.Image
+}
+
+func (l *launchImage) close() error {
+	var err error
+	if l.image != nil {
+		err = l.image.Close()
+	}
+	for _, r := range l.readers {
+		err = errors.Join(err, r.Close())
+	}
+	if l.release != nil {
+		l.release()
+	}
+	return err
+}
+
+// openLaunch opens what ref names: a base, or an overlay with its parents and its base.
+func (s *Service) openLaunch(ctx context.Context, ref string) (*launchImage, error) {
+	base, at, err := s.findLaunch(ref)
+	if err != nil {
+		return nil, err
+	}
+	if base != "" {
+		return s.openLinks(ctx, base, nil)
+	}
+	return s.openChain(ctx, at)
+}
+
+// openChain opens the overlay at a location, its parents from the store, and its base.
+func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, err error) {
+	l = &launchImage{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	for {
+		src, err := source.Open(ctx, at.source)
+		if err != nil {
+			return l, err
+		}
+		r, err := overlay.Open(ctx, src)
+		if err != nil {
+			return l, err
+		}
+		m := r.Manifest()
+		l.readers = slices.Insert(l.readers, 0, r)
+		l.links = slices.Insert(l.links, 0, link{m.ID.String(), at.source})
+		s.holdOverlay(l, at.source)
+		if m.Parent == m.Base {
+			return l, s.finish(l, m.Base.String(), m.ID)
+		}
+		if len(l.links) == overlay.MaxDepth {
+			return l, fmt.Errorf("%w: the chain of overlay %.12s is over %d deep", overlay.ErrParent, l.links[0].ID, overlay.MaxDepth)
+		}
+		at, err = s.findOverlay(m.Parent.String())
+		if err != nil {
+			return l, api.Errorf(api.NotFound, "overlay %.12s needs its parent, overlay %s, which is not in %s", m.ID, m.Parent, s.cfg.Dir).
+				Fix("import it with `cloudlet overlay import FILE`")
+		}
+	}
+}
+
+// openLinks opens a chain whose places are known.
+func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *launchImage, err error) {
+	l = &launchImage{links: links}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	for _, at := range links {
+		src, err := source.Open(ctx, at.Source)
+		if err != nil {
+			return l, err
+		}
+		r, err := overlay.Open(ctx, src)
+		if err != nil {
+			return l, err
+		}
+		l.readers = append(l.readers, r)
+		s.holdOverlay(l, at.Source)
+		if r.ID().String() != at.ID {
+			return l, api.Errorf(api.Conflict, "%s holds overlay %.12s now, not %.12s: it was replaced", at.Source, r.ID(), at.ID).Fix("put the overlay back")
+		}
+	}
+	return l, s.finish(l, base, overlay.Hash{})
+}
+
+// finish opens the base and merges.
+func (s *Service) finish(l *launchImage, base string, wanted overlay.Hash) (err error) {
+	l.base, l.release, err = s.openBase(base)
+	if api.CodeOf(err) == api.NotFound {
+		if wanted.IsZero() {
+			return err
+		}
+		return api.Errorf(api.NotFound, "overlay %.12s needs base %s, which is not in %s", wanted, base, s.cfg.Dir).
+			Fix("import it with `cloudlet base import FILE`")
+	}
+	if err != nil {
+		return err
+	}
+	l.hold = append(l.hold, l.base.Dir())
+	l.image, err = overlay.NewImage(l.base, l.readers, overlay.ImageOptions{})
+	return err
+}
+
+// holdOverlay notes the folder of an overlay that lies in the store.
+func (s *Service) holdOverlay(l *launchImage, source string) {
+	if dir := filepath.Dir(source); filepath.Dir(dir) == s.path("overlays") {
+		l.hold = append(l.hold, dir)
+	}
+}

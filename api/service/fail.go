@@ -1,0 +1,50 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"cloudlet/api"
+	"cloudlet/overlay"
+	"cloudlet/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// fail turns any error into an *api.Error, by what is in its chain. It is the one place
+// where errors of the parts get a code and, where they bring none, a remedy.
+func fail(err error) error {
+	var known *api.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	out := func(code api.Code, remedy string) error {
+		return &api.Error{Code: code, Detail: err.Error(), Remedy: remedy, Err: err}
+	}
+	var page *overlay.BasePageError
+	var mismatch *vmm.MismatchError
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return out(api.TimedOut, "")
+	case errors.Is(err, context.Canceled):
+		return out(api.Cancelled, "")
+	case errors.Is(err, overlay.ErrFormat), errors.As(err, &page):
+		return out(api.Damaged, "")
+	case errors.Is(err, overlay.ErrParent):
+		return out(api.Conflict, "")
+	case errors.Is(err, vmm.ErrNoQEMU), errors.As(err, &mismatch):
+		return out(api.Unavailable, "")
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return out(api.Unavailable, "free some disk space, or choose another state folder with --state")
+	case errors.Is(err, fs.ErrPermission):
+		return out(api.Unavailable, "run as a user who may, or as root")
+	case errors.Is(err, errLocked):
+		return out(api.Conflict, "wait until it has finished, then try again")
+	case errors.Is(err, fs.ErrNotExist):
+		return out(api.NotFound, "")
+	case errors.Is(err, vmm.ErrEnded):
+		return out(api.Conflict, "")
+	}
+	return out(api.Internal, "")
+}

@@ -1,0 +1,354 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/fusefs"
+	"cloudlet/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// record is what the store keeps of an instance.
+type record struct {
+	ID       string          `json:"id"`
+	Name     string          `json:"name,omitempty"`
+	Created  time.Time       `json:"created"`
+	Ended    time.Time       `json:"ended,omitzero"`
+	State    api.State       `json:"state"` // starting, running (that is: alive), stopped or lost
+	Reason   string          `json:"reason,omitempty"`
+	Image    string          `json:"image"`
+	Base     string          `json:"base"`
+	Links    []link          `json:"overlays,omitempty"`
+	Mount    string          `json:"mount"`
+	Machine  json.RawMessage `json:"machine"`
+	Timeline []api.Event     `json:"timeline,omitempty"`
+}
+
+func (r *record) alive() bool { return r.State == api.Starting || r.State == api.Running }
+
+func (s *Service) instancePath(id string, parts ...string) string {
+	return s.path(append([]string{"instances", id}, parts...)...)
+}
+
+func (s *Service) readRecord(id string) (*record, error) {
+	r := new(record)
+	return r, readJSON(s.instancePath(id, "record.json"), r)
+}
+
+func (s *Service) writeRecord(r *record) error {
+	return writeJSON(s.instancePath(r.ID, "record.json"), r)
+}
+
+// newRecord makes the folder and the record of a new instance and takes its lock.
+func (s *Service) newRecord(ctx context.Context, req api.Run, l *launchImage, machine json.RawMessage) (*record, *lock, error) {
+	var b [6]byte
+	rand.Read(b[:]) // never fails
+	image := l.image.ID().String()
+	r := &record{
+		ID: hex.EncodeToString(b[:]), Name: req.Name, Created: time.Now().UTC(), State: api.Starting,
+		Image: image, Base: l.base.ID().String(), Links: l.links, Mount: mountKey(image), Machine: machine,
+	}
+	var lk *lock
+	err := s.locked(ctx, func() error {
+		if err := s.checkInstanceName(req.Name); err != nil {
+			return err
+		}
+		if err := os.Mkdir(s.instancePath(r.ID), 0o700); err != nil {
+			return err
+		}
+		var err error
+		if lk, err = tryLock(s.instancePath(r.ID), unix.LOCK_EX); err != nil {
+			return err
+		}
+		return s.writeRecord(r)
+	})
+	return r, lk, err
+}
+
+func (s *Service) checkInstanceName(name string) error {
+	if name == "" {
+		return nil
+	}
+	id, err := s.findInstance(name)
+	if err == nil {
+		return api.Errorf(api.Conflict, "the name %q is taken by instance %s", name, id).Fix("choose another, or remove that with `cloudlet rm %s`", id)
+	}
+	if api.CodeOf(err) == api.NotFound {
+		return nil
+	}
+	return err
+}
+
+// Instances lists the instances, the oldest first; ended ones only with all.
+func (s *Service) Instances(ctx context.Context, all bool) ([]api.Instance, error) {
+	ids, err := s.list("instances")
+	if err != nil {
+		return nil, fail(err)
+	}
+	out := []api.Instance{}
+	for _, id := range ids {
+		in, err := s.inspect(ctx, id)
+		if os.IsNotExist(err) {
+			continue // removed since, or being made
+		}
+		if err != nil {
+			return nil, fail(err)
+		}
+		if all || in.State != api.Stopped && in.State != api.Lost {
+			out = append(out, in)
+		}
+	}
+	slices.SortFunc(out, func(a, b api.Instance) int { return a.Created.Compare(b.Created) })
+	return out, nil
+}
+
+// Instance describes one instance.
+func (s *Service) Instance(ctx context.Context, ref string) (api.Instance, error) {
+	id, err := s.findInstance(ref)
+	if err != nil {
+		return api.Instance{}, fail(err)
+	}
+	in, err := s.inspect(ctx, id)
+	return in, fail(err)
+}
+
+// inspect finds out what an instance does now, and records it where it has ended.
+func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) {
+	r, err := s.readRecord(id)
+	if err != nil {
+		return api.Instance{}, err
+	}
+	if !r.alive() {
+		return r.describe(), nil
+	}
+	if r.State == api.Starting {
+		if isLocked(s.instancePath(id)) {
+			return r.describe(), nil
+		}
+		return s.end(ctx, r, api.Stopped, "the command that was starting it was killed")
+	}
+	vm, err := s.qemu.Adopt(ctx, s.instancePath(id, "vm"))
+	if err != nil {
+		return api.Instance{}, err
+	}
+	if !s.mountLives(r.Mount) {
+		return s.endLost(ctx, r, vm)
+	}
+	status, err := vm.Status(ctx)
+	if err != nil && ctx.Err() == nil {
+		status = vmm.Status{State: vmm.Running, Reason: fmt.Sprintf("QEMU does not answer: %v", err)}
+	}
+	if status.State == vmm.Ended {
+		return s.end(ctx, r, api.Stopped, status.Reason)
+	}
+	in := r.describe()
+	in.State, in.Reason, in.PID = api.State(status.State), status.Reason, vm.PID()
+	for _, f := range vm.Forwards() {
+		in.Endpoints = append(in.Endpoints, api.Endpoint{Guest: f.Guest, Address: fmt.Sprintf("%s:%d", f.Addr, f.Host)})
+	}
+	if in.Mount, err = s.describeMount(ctx, r.Mount); err != nil {
+		in.Reason = joinReason(in.Reason, fmt.Sprintf("its mount does not answer: %v", err))
+	} else if n := len(in.Mount.Held); n > 0 {
+		in.Reason = joinReason(in.Reason, fmt.Sprintf("waits for %d pages: %s", n, in.Mount.Held[0].Error))
+	}
+	return in, nil
+}
+
+func joinReason(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+func (r *record) describe() api.Instance {
+	in := api.Instance{
+		ID: r.ID, Name: r.Name, State: r.State, Reason: r.Reason, Image: r.Image, Base: r.Base,
+		Created: r.Created, Ended: r.Ended, Timeline: r.Timeline,
+	}
+	for _, l := range r.Links {
+		in.Overlays = append(in.Overlays, l.ID)
+		in.Source = l.Source
+	}
+	return in
+}
+
+// endLost ends an instance whose mount has died: the pages it has not read are gone.
+func (s *Service) endLost(ctx context.Context, r *record, vm *vmm.VM) (api.Instance, error) {
+	reason := "the mount process that served its memory and disk has died; see " + s.mountPath(r.Mount, "log")
+	if status, err := vm.Status(ctx); err == nil && status.State == vmm.Ended {
+		reason += "; then " + status.Reason
+	}
+	// Whoever waits in the kernel for a page of that mount is freed first, so that QEMU can die.
+	if err := fusefs.AbortConnection(s.mountPath(r.Mount, "fs")); err != nil {
+		return api.Instance{}, err
+	}
+	return s.end(ctx, r, api.Lost, reason)
+}
+
+// end destroys what is left of an instance, records why it ended and lets its mount go. It
+// waits for a command that works on the instance.
+func (s *Service) end(ctx context.Context, r *record, state api.State, reason string) (api.Instance, error) {
+	if err := s.destroyVM(ctx, s.instancePath(r.ID, "vm")); err != nil {
+		return api.Instance{}, err
+	}
+	err := s.locked(ctx, func() error {
+		now, err := s.readRecord(r.ID)
+		if err != nil {
+			return err
+		}
+		if *r = *now; !r.alive() {
+			return nil // another process was first
+		}
+		r.State, r.Reason, r.Ended = state, reason, time.Now().UTC()
+		return s.writeRecord(r)
+	})
+	if err != nil {
+		return api.Instance{}, err
+	}
+	return r.describe(), s.releaseMount(ctx, r.Mount)
+}
+
+// working opens a living instance for a change; the lock keeps other changes away.
+func (s *Service) working(ctx context.Context, ref string) (*record, *vmm.VM, *lock, error) {
+	id, err := s.findInstance(ref)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	lk, err := tryLock(s.instancePath(id), unix.LOCK_EX)
+	if errors.Is(err, errLocked) {
+		return nil, nil, nil, api.Errorf(api.Conflict, "instance %s is busy: another command works on it", id).Fix("wait until that has finished")
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	in, err := s.inspect(ctx, id)
+	if err == nil && (in.State == api.Stopped || in.State == api.Lost) {
+		err = api.Errorf(api.Conflict, "instance %s has ended: %s", id, in.Reason).Fix("start another with `cloudlet run`")
+	}
+	if err == nil {
+		var r *record
+		var vm *vmm.VM
+		if r, err = s.readRecord(id); err == nil {
+			if vm, err = s.qemu.Adopt(ctx, s.instancePath(id, "vm")); err == nil {
+				return r, vm, lk, nil
+			}
+		}
+	}
+	lk.unlock()
+	return nil, nil, nil, err
+}
+
+// Pause stops the guest's CPUs.
+func (s *Service) Pause(ctx context.Context, ref string) (api.Instance, error) {
+	return s.change(ctx, ref, (*vmm.VM).Pause)
+}
+
+// Continue lets a paused guest run on.
+func (s *Service) Continue(ctx context.Context, ref string) (api.Instance, error) {
+	return s.change(ctx, ref, (*vmm.VM).Continue)
+}
+
+// Reset resets the guest as its reset button would: it boots anew from its present disk.
+func (s *Service) Reset(ctx context.Context, ref string) (api.Instance, error) {
+	return s.change(ctx, ref, (*vmm.VM).Reset)
+}
+
+func (s *Service) change(ctx context.Context, ref string, do func(*vmm.VM, context.Context) error) (api.Instance, error) {
+	r, vm, lk, err := s.working(ctx, ref)
+	if err != nil {
+		return api.Instance{}, fail(err)
+	}
+	defer lk.unlock()
+	if err := do(vm, ctx); err != nil {
+		return api.Instance{}, fail(fmt.Errorf("instance %s: %w", r.ID, err))
+	}
+	in, err := s.inspect(ctx, r.ID)
+	return in, fail(err)
+}
+
+// Stop ends the VM of an instance. What the guest has changed is dropped; its record and its
+// log stay until Delete. An instance that has ended already is no error.
+func (s *Service) Stop(ctx context.Context, ref string) (api.Instance, error) {
+	in, err := s.Instance(ctx, ref)
+	if err != nil || in.State == api.Stopped || in.State == api.Lost {
+		return in, err
+	}
+	r, _, lk, err := s.working(ctx, in.ID)
+	if err != nil {
+		return in, fail(err)
+	}
+	defer lk.unlock()
+	in, err = s.end(ctx, r, api.Stopped, "stopped by request")
+	return in, fail(err)
+}
+
+// Delete removes an instance that has ended, or with force any, and all that is left of it.
+func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
+	in, err := s.Instance(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if in.State != api.Stopped && in.State != api.Lost {
+		if !force {
+			return api.Errorf(api.Conflict, "instance %s is %s", in.ID, in.State).Fix("stop it first, or use --force")
+		}
+		if _, err := s.Stop(ctx, in.ID); err != nil {
+			return err
+		}
+	}
+	return fail(s.locked(ctx, func() error { return s.deleteUnused("instance", s.instancePath(in.ID), "", nil) }))
+}
+
+// Log copies the serial console's output of an instance to w, from the beginning.
+func (s *Service) Log(ctx context.Context, ref string, w io.Writer) error {
+	id, err := s.findInstance(ref)
+	if err != nil {
+		return fail(err)
+	}
+	f, err := os.Open(s.instancePath(id, "vm", "serial.log"))
+	if err != nil {
+		return fail(err)
+	}
+	defer f.Close()
+	_, err = io.Copy(w, f)
+	return fail(err)
+}
+
+// imageUsers names the living instances that run on a base or overlay.
+func (s *Service) imageUsers(image string) ([]string, error) {
+	ids, err := s.list("instances")
+	var users []string
+	for _, id := range ids {
+		r, err := s.readRecord(id)
+		if err != nil || !r.alive() {
+			continue
+		}
+		if r.Base == image || slices.ContainsFunc(r.Links, func(l link) bool { return l.ID == image }) {
+			users = append(users, "instance "+id)
+		}
+	}
+	return users, err
+}
+
+// mountUsed reports whether a living instance runs on a mount.
+func (s *Service) mountUsed(key string) (bool, error) {
+	ids, err := s.list("instances")
+	for _, id := range ids {
+		if r, err := s.readRecord(id); err == nil && r.alive() && r.Mount == key {
+			return true, nil
+		}
+	}
+	return false, err
+}

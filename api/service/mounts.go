@@ -1,0 +1,230 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/fusefs"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountKey names the mount of a launch image: short, so that socket paths stay short.
+func mountKey(image string) string { return image[:16] }
+
+func (s *Service) mountPath(key string, parts ...string) string {
+	return s.path(append([]string{"mounts", key}, parts...)...)
+}
+
+// mount makes sure that the launch image is mounted. A record that names the mount must
+// exist already, or the mount may be ended again.
+func (s *Service) mount(ctx context.Context, l *launchImage) error {
+	key := mountKey(l.image.ID().String())
+	spec := l.spec(s.mountPath(key, "fs"))
+	spec.Socket, spec.Alive = s.mountPath(key, "control"), s.mountPath(key, "alive")
+	if err := os.MkdirAll(s.mountPath(key), 0o700); err != nil {
+		return err
+	}
+	lk, err := waitLock(ctx, s.mountPath(key), unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lk.unlock()
+	if s.mountLives(key) {
+		return nil
+	}
+	if err := s.clearMount(key); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := writeJSON(s.mountPath(key, "spec.json"), spec); err != nil {
+		return err
+	}
+	if err := os.WriteFile(spec.Alive, nil, 0o600); err != nil {
+		return err
+	}
+	return s.startMount(ctx, key)
+}
+
+// startMount runs the mount process and waits until it serves. The process says "ready" on
+// its descriptor 3 and lives on; if it ends before that, its log says why.
+func (s *Service) startMount(ctx context.Context, key string) (err error) {
+	log, err := os.OpenFile(s.mountPath(key, "log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	ready, child, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	args := append(append([]string{}, s.cfg.Program[1:]...), "mount", "--spec", s.mountPath(key, "spec.json"))
+	cmd := exec.Command(s.cfg.Program[0], args...)
+	cmd.Stderr, cmd.ExtraFiles = log, []*os.File{child}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	child.Close()
+	if err != nil {
+		return fmt.Errorf("start mount process: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Now()) })
+	defer stop()
+	said, err := io.ReadAll(io.LimitReader(ready, 6))
+	if string(said) == "ready\n" {
+		return cmd.Process.Release()
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else {
+		err = s.mountError(key, err)
+	}
+	cmd.Process.Kill() // our own child, not yet waited for: the pid is its own
+	cmd.Wait()         // its exit status says nothing that err does not
+	return errors.Join(err, s.clearMount(key))
+}
+
+// mountError is what the log of a mount process that failed says.
+func (s *Service) mountError(key string, err error) error {
+	b, rerr := os.ReadFile(s.mountPath(key, "log"))
+	if rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	lines := strings.Split(string(bytes.TrimSpace(b)), "\n")
+	text := strings.TrimPrefix(lines[len(lines)-1], "cloudlet: ")
+	if text == "" {
+		return fmt.Errorf("mount process ended without a word: %v", err)
+	}
+	return api.Errorf(api.Unavailable, "mount launch image: %s", text)
+}
+
+func (s *Service) mountLives(key string) bool { return isLocked(s.mountPath(key, "alive")) }
+
+// clearMount removes what a dead mount process left: the connection, the mountpoint.
+func (s *Service) clearMount(key string) error {
+	if err := fusefs.AbortConnection(s.mountPath(key, "fs")); err != nil {
+		return fmt.Errorf("clear dead mount: %w", err)
+	}
+	return ignoreMissing(os.Remove(s.mountPath(key, "control")))
+}
+
+// releaseMount ends a mount that no living instance uses.
+func (s *Service) releaseMount(ctx context.Context, key string) error {
+	lk, err := waitLock(ctx, s.mountPath(key), unix.LOCK_EX)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	defer lk.unlock()
+	used, err := s.mountUsed(key)
+	if err != nil || used {
+		return err
+	}
+	if s.mountLives(key) {
+		if err := s.endMount(ctx, key); err != nil {
+			return err
+		}
+	}
+	return errors.Join(s.clearMount(key), os.RemoveAll(s.mountPath(key)))
+}
+
+// endMount unmounts, by force where the mount process does not do it in time.
+func (s *Service) endMount(ctx context.Context, key string) error {
+	bound, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := fusefs.Dial(s.mountPath(key, "control")).Unmount(bound, false)
+	if err == nil {
+		err = s.waitMountGone(bound, key)
+	}
+	if err == nil {
+		return nil
+	}
+	s.log.Warn("unmount by force", "mount", key, "err", err)
+	if err := fusefs.AbortConnection(s.mountPath(key, "fs")); err != nil {
+		return err
+	}
+	if pid, err := s.mountPID(key); err == nil && s.mountLives(key) {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			if s.mountLives(key) { // the lock is held, so the pid is still its own
+				unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+			unix.Close(fd)
+		}
+	}
+	bound, cancel = context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return s.waitMountGone(bound, key)
+}
+
+// waitMountGone waits until the mount process has ended: its lock is free.
+func (s *Service) waitMountGone(ctx context.Context, key string) error {
+	l, err := waitLock(ctx, s.mountPath(key, "alive"), unix.LOCK_SH)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	l.unlock()
+	return nil
+}
+
+// mountPID returns what a mount process wrote into its alive file.
+func (s *Service) mountPID(key string) (int, error) {
+	b, err := os.ReadFile(s.mountPath(key, "alive"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// describeMount asks a mount process how it is.
+func (s *Service) describeMount(ctx context.Context, key string) (*api.Mount, error) {
+	bound, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	st, err := fusefs.Dial(s.mountPath(key, "control")).Status(bound)
+	if err != nil {
+		return nil, err
+	}
+	var image MountStatus
+	if err := json.Unmarshal(st.Image, &image); err != nil {
+		return nil, fmt.Errorf("read status of mount %s: %w", key, err)
+	}
+	m := &api.Mount{
+		Dir: st.Mountpoint, PID: st.PID, Fetched: image.Fetched,
+		MemoryReads: st.Memory.Reads, MemoryBytes: st.Memory.Bytes, DiskReads: st.Disk.Reads, DiskBytes: st.Disk.Bytes,
+	}
+	for _, h := range st.Held {
+		held := api.Held{Image: h.File, Offset: h.Offset, Since: h.Since, Error: h.Error}
+		for _, stall := range image.Stalls {
+			if stall.Image == h.File && stall.Offset == h.Offset {
+				held.Error = stall.Error
+			}
+		}
+		m.Held = append(m.Held, held)
+	}
+	return m, nil
+}
+
+// Abort makes the reads that an instance's mount holds fail, and its guest with them.
+func (s *Service) Abort(ctx context.Context, ref string) error {
+	id, err := s.findInstance(ref)
+	if err != nil {
+		return fail(err)
+	}
+	r, err := s.readRecord(id)
+	if err != nil {
+		return fail(err)
+	}
+	return fail(fusefs.Dial(s.mountPath(r.Mount, "control")).Abort(ctx))
+}

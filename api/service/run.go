@@ -1,0 +1,188 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/overlay"
+	"cloudlet/vmm"
+)
+
+// timeline collects the steps of a synthesis.
+type timeline struct {
+	start  time.Time
+	events []api.Event
+	report api.Progress
+}
+
+func (t *timeline) mark(name string) {
+	t.events = append(t.events, api.Event{Name: name, Seconds: time.Since(t.start).Seconds()})
+	if t.report != nil {
+		t.report(name, 0, 0)
+	}
+}
+
+// Run makes an instance of a base or an overlay: VM synthesis. It returns when the guest
+// runs, or with a probe when the application has given its first right answer. On an error
+// nothing is left of the instance, unless it only missed its probe and req.Keep is set.
+func (s *Service) Run(ctx context.Context, req api.Run, p api.Progress) (api.Instance, error) {
+	t := &timeline{start: time.Now(), report: p}
+	in, err := s.run(ctx, req, t)
+	return in, fail(err)
+}
+
+func (s *Service) run(ctx context.Context, req api.Run, t *timeline) (in api.Instance, err error) {
+	if err := s.checkName(req.Name); err != nil {
+		return in, err
+	}
+	forwards, err := checkForwards(req.Forwards, req.Probe)
+	if err != nil {
+		return in, err
+	}
+	l, err := s.openLaunch(ctx, req.Ref)
+	if err != nil {
+		return in, err
+	}
+	defer l.close()
+	machine, raw, err := s.machineOf(ctx, l)
+	if err != nil {
+		return in, err
+	}
+	t.mark("opened")
+	r, lk, err := s.newRecord(ctx, req, l, raw)
+	if lk != nil {
+		defer lk.unlock()
+	}
+	if err != nil {
+		return in, err
+	}
+	keep := false
+	defer func() {
+		if err != nil && !keep {
+			err = errors.Join(err, s.undo(r))
+		}
+	}()
+	vm, err := s.resume(ctx, r, l, machine, forwards, req.Paused, t)
+	if err != nil {
+		return in, err
+	}
+	r.State, r.Timeline = api.Running, t.events
+	if err := s.writeRecord(r); err != nil {
+		return in, err
+	}
+	if req.Probe != nil {
+		if err = s.await(ctx, vm, req, t); err != nil {
+			keep = req.Keep && ctx.Err() == nil
+			return in, err
+		}
+		t.mark("first answer")
+		r.Timeline = t.events
+		if err := s.writeRecord(r); err != nil {
+			return in, err
+		}
+	}
+	return s.inspect(ctx, r.ID)
+}
+
+// machineOf checks that the image can be resumed on this host, before anything is started.
+func (s *Service) machineOf(ctx context.Context, l *launchImage) (m vmm.Machine, raw json.RawMessage, err error) {
+	base := l.base.Manifest()
+	if raw = base.Machine; len(l.readers) > 0 {
+		raw = l.readers[len(l.readers)-1].Manifest().Machine
+	}
+	if m, err = vmm.ParseMachine(raw); err != nil {
+		return m, raw, fmt.Errorf("machine configuration of image %.12s: %w", l.image.ID(), err)
+	}
+	of, err := vmm.ParseMachine(base.Machine)
+	if err != nil {
+		return m, raw, fmt.Errorf("machine configuration of base %.12s: %w", l.base.ID(), err)
+	}
+	if of.Fingerprint() != m.Fingerprint() {
+		return m, raw, api.Errorf(api.Conflict, "overlay %.12s was made on machine %s, its base %.12s on %s", l.image.ID(), raw, l.base.ID(), base.Machine).
+			Fix("use the base that the overlay was made on")
+	}
+	if m.Memory != l.base.Size(overlay.Memory) {
+		return m, raw, api.Errorf(api.Damaged, "machine of base %.12s has %d bytes of memory, its image %d", l.base.ID(), m.Memory, l.base.Size(overlay.Memory))
+	}
+	host, err := s.qemu.Probe(ctx)
+	if err != nil {
+		return m, raw, err
+	}
+	return m, raw, m.Runnable(host)
+}
+
+// resume mounts the image and resumes a VM on it.
+func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.Machine, forwards []vmm.Forward, paused bool, t *timeline) (*vmm.VM, error) {
+	state, err := l.image.State()
+	if err != nil {
+		return nil, err
+	}
+	if state == nil {
+		return nil, api.Errorf(api.Invalid, "image %.12s has no device state, so it cannot be resumed", l.image.ID()).Fix("capture it again, with its device state")
+	}
+	if err := s.mount(ctx, l); err != nil {
+		return nil, err
+	}
+	t.mark("mounted")
+	statePath, vmDir := s.instancePath(r.ID, "state"), s.instancePath(r.ID, "vm")
+	if err := os.WriteFile(statePath, state, 0o600); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(vmDir, 0o700); err != nil {
+		return nil, err
+	}
+	spec := vmm.ResumeSpec{
+		Machine: m, Memory: s.mountPath(r.Mount, "fs", "memory"), Disk: s.mountPath(r.Mount, "fs", "disk"),
+		State: statePath, Forwards: forwards, Paused: paused,
+	}
+	if m.Kernel {
+		spec.Kernel = l.base.Path(overlay.BaseKernelFile)
+	}
+	if m.Initrd {
+		spec.Initrd = l.base.Path(overlay.BaseInitrdFile)
+	}
+	vm, err := s.qemu.Resume(ctx, vmDir, spec, t.mark)
+	if err != nil {
+		return nil, fmt.Errorf("resume image %.12s: %w", l.image.ID(), err)
+	}
+	return vm, nil
+}
+
+// undoBound is how long cleaning up may take after the caller has given up.
+const undoBound = 30 * time.Second
+
+// undo removes all of an instance that did not come to be.
+func (s *Service) undo(r *record) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoBound)
+	defer cancel()
+	_, err := s.end(ctx, r, api.Stopped, "did not start")
+	return errors.Join(err, s.locked(ctx, func() error { return os.RemoveAll(s.instancePath(r.ID)) }))
+}
+
+// checkForwards translates forwards and sees that the probe's port is among them.
+func checkForwards(in []api.Forward, probe *api.Probe) ([]vmm.Forward, error) {
+	var out []vmm.Forward
+	found := probe == nil
+	for _, f := range in {
+		for _, port := range []int{f.Host, f.Guest} {
+			if port < 0 || port > 65535 || f.Guest == 0 {
+				err := api.Errorf(api.Invalid, "forward %s:%d:%d: ports are 1 to 65535", f.Address, f.Host, f.Guest)
+				err.Field = "forwards"
+				return nil, err
+			}
+		}
+		if probe != nil && f.Guest == probe.Port {
+			found = true
+		}
+		out = append(out, vmm.Forward{Addr: f.Address, Host: f.Host, Guest: f.Guest})
+	}
+	if !found {
+		out = append(out, vmm.Forward{Guest: probe.Port})
+	}
+	return out, nil
+}

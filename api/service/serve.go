@@ -1,0 +1,211 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+
+	"cloudlet/api"
+	"cloudlet/fusefs"
+	"cloudlet/overlay"
+	"cloudlet/overlay/source"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountSpec tells a mount process what to serve and where.
+type MountSpec struct {
+	Image  string   `json:"image"` // id
+	Base   string   `json:"base"`  // folder
+	Links  []link   `json:"overlays"`
+	Hold   []string `json:"hold"`              // folders of the store that must stay while it lives
+	Dir    string   `json:"dir"`               // mountpoint
+	Socket string   `json:"control,omitempty"` // control socket
+	Alive  string   `json:"alive,omitempty"`   // file whose lock the process holds for life
+}
+
+// MountInfo is the content of a mount's info.json.
+type MountInfo struct {
+	Image      string          `json:"image"`
+	Base       string          `json:"base"`
+	Overlays   []string        `json:"overlays"`
+	MemorySize int64           `json:"memory_size"`
+	DiskSize   int64           `json:"disk_size"`
+	Machine    json.RawMessage `json:"machine"`
+}
+
+// MountStatus is what a mount's control socket says of how the overlays are read.
+type MountStatus struct {
+	overlay.ImageStats
+	Stalls []overlay.Stall `json:"stalls"`
+}
+
+// spec returns how to mount a launch image on dir.
+func (l *launchImage) spec(dir string) MountSpec {
+	return MountSpec{Image: l.image.ID().String(), Base: l.base.Dir(), Links: l.links, Hold: l.hold, Dir: dir}
+}
+
+// MountSpec returns how to mount what ref names on dir, for a person to look at.
+func (s *Service) MountSpec(ctx context.Context, ref, dir string) (MountSpec, error) {
+	l, err := s.openLaunch(ctx, ref)
+	if err != nil {
+		return MountSpec{}, fail(err)
+	}
+	if rel, err := relative(s.cfg.Dir, dir); err == nil && rel {
+		return MountSpec{}, fail(errors.Join(api.Errorf(api.Invalid, "mountpoint %s lies in the state folder %s", dir, s.cfg.Dir).Fix("choose a folder outside of it"), l.close()))
+	}
+	return l.spec(dir), fail(l.close())
+}
+
+// ServeMount serves a launch image until it is unmounted. ready is called once it can be
+// used. A value from stop asks for the end: while the mount is in use that is refused with a
+// message, the second time it is done by force where force is set.
+func ServeMount(ctx context.Context, spec MountSpec, ready func() error, stop <-chan os.Signal, force bool, log *slog.Logger) error {
+	var closers []func() error
+	err := serveMount(ctx, spec, ready, stop, force, log, func(c func() error) { closers = append(closers, c) })
+	for i := len(closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, closers[i]())
+	}
+	return fail(err)
+}
+
+func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-chan os.Signal, force bool, log *slog.Logger, onClose func(func() error)) error {
+	for _, dir := range spec.Hold {
+		l, err := tryLock(dir, unix.LOCK_SH)
+		if err != nil {
+			return err
+		}
+		onClose(func() error { l.unlock(); return nil })
+	}
+	if spec.Alive != "" {
+		l, err := tryLock(spec.Alive, unix.LOCK_EX)
+		if err != nil {
+			return err
+		}
+		onClose(func() error { l.unlock(); return nil })
+		if err := os.WriteFile(spec.Alive, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+			return err
+		}
+	}
+	im, err := openSpec(ctx, spec, onClose)
+	if err != nil {
+		return err
+	}
+	info, err := describeImage(im)
+	if err != nil {
+		return err
+	}
+	var hold overlay.Hold
+	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
+		Memory: hold.File(im.File(overlay.Memory)), Disk: hold.File(im.File(overlay.Disk)), Info: info,
+		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log,
+		Status: func() any { return MountStatus{im.Stats(), hold.Stalls()} },
+	})
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Wait() }()
+	if err := ready(); err != nil {
+		return errors.Join(err, srv.Unmount(ctx), <-ended)
+	}
+	for asked := false; ; asked = true {
+		select {
+		case err := <-ended:
+			return err
+		case <-stop:
+		}
+		// The context of the command may have ended by the same signal.
+		err := srv.Unmount(context.WithoutCancel(ctx))
+		if errors.Is(err, fusefs.ErrBusy) && asked && force {
+			err = srv.ForceUnmount(context.WithoutCancel(ctx))
+		} else if errors.Is(err, fusefs.ErrBusy) {
+			log.Warn("the mount is in use and stays: close its files or stop its VMs first, then ask again", "dir", spec.Dir)
+			continue
+		}
+		if err != nil {
+			log.Error("unmount", "dir", spec.Dir, "err", err)
+		}
+	}
+}
+
+// openSpec opens base and overlays of a spec as a launch image.
+func openSpec(ctx context.Context, spec MountSpec, onClose func(func() error)) (*overlay.Image, error) {
+	base, err := overlay.OpenBase(spec.Base)
+	if err != nil {
+		return nil, err
+	}
+	onClose(base.Close)
+	var readers []*overlay.Reader
+	for _, l := range spec.Links {
+		src, err := source.Open(ctx, l.Source)
+		if err != nil {
+			return nil, err
+		}
+		r, err := overlay.Open(ctx, src)
+		if err != nil {
+			return nil, err
+		}
+		onClose(r.Close)
+		readers = append(readers, r)
+	}
+	im, err := overlay.NewImage(base, readers, overlay.ImageOptions{})
+	if err != nil {
+		return nil, err
+	}
+	onClose(im.Close)
+	if im.ID().String() != spec.Image {
+		return nil, api.Errorf(api.Conflict, "the files make image %.12s, not %.12s: one of them was replaced", im.ID(), spec.Image)
+	}
+	return im, nil
+}
+
+func describeImage(im *overlay.Image) ([]byte, error) {
+	info := MountInfo{
+		Image: im.ID().String(), Base: im.Base().ID().String(), Overlays: []string{},
+		MemorySize: im.Size(overlay.Memory), DiskSize: im.Size(overlay.Disk), Machine: im.Base().Manifest().Machine,
+	}
+	for _, r := range im.Chain() {
+		info.Overlays = append(info.Overlays, r.ID().String())
+		info.Machine = r.Manifest().Machine
+	}
+	b, err := json.MarshalIndent(info, "", " ")
+	return append(b, '\n'), err
+}
+
+// ReadMountSpec reads a spec that the service wrote for a mount process.
+func ReadMountSpec(path string) (MountSpec, error) {
+	var spec MountSpec
+	err := readJSON(path, &spec)
+	if err == nil && len(spec.Image) != 64 {
+		err = fmt.Errorf("read %s: no image id", path)
+	}
+	return spec, fail(err)
+}
+
+// relative reports whether dir is root or lies below it.
+func relative(root, dir string) (bool, error) {
+	for path := dir; ; {
+		a, err := os.Stat(path)
+		if err != nil {
+			return false, err
+		}
+		b, err := os.Stat(root)
+		if err != nil {
+			return false, err
+		}
+		if os.SameFile(a, b) {
+			return true, nil
+		}
+		up := path + "/.."
+		c, err := os.Stat(up)
+		if err != nil || os.SameFile(a, c) {
+			return false, err
+		}
+		path = up
+	}
+}

@@ -1,0 +1,108 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"cloudlet/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// Config says where a Service keeps its store and how it starts processes.
+type Config struct {
+	// Dir is the store's folder; it is made if missing.
+	Dir string
+	// Program is the command line that runs this program again, to which "mount ..." and
+	// "launcher ..." are added.
+	Program []string
+	// QEMU and QEMUImg are the programs; "" means those on PATH.
+	QEMU, QEMUImg string
+	// Log takes what happens beside the results of calls; nil: nothing.
+	Log *slog.Logger
+}
+
+// Service is the verbs over one store. Safe for concurrent use, also with Services of other
+// processes over the same store.
+type Service struct {
+	cfg  Config
+	qemu *vmm.QEMU
+	log  *slog.Logger
+}
+
+// Open opens the store, making it if it is new, and sweeps up what dead processes left.
+func Open(ctx context.Context, c Config) (*Service, error) {
+	s := &Service{cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}}
+	if s.log == nil {
+		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	s.qemu.Launcher = append(append([]string{}, c.Program...), "launcher")
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return nil, fail(err)
+	}
+	s.cfg.Dir = dir
+	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "tmp"} {
+		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
+			return nil, fail(fmt.Errorf("make state folder: %w", err))
+		}
+	}
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fail(fmt.Errorf("open state folder: %w", err))
+	}
+	if err := f.Close(); err != nil {
+		return nil, fail(err)
+	}
+	if err := s.sweep(ctx); err != nil {
+		return nil, fail(fmt.Errorf("sweep state folder %s: %w", dir, err))
+	}
+	return s, nil
+}
+
+// Dir returns the store's folder.
+func (s *Service) Dir() string { return s.cfg.Dir }
+
+func (s *Service) path(parts ...string) string {
+	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
+}
+
+// sweep removes from tmp what processes left that have died, and ends instances whose start
+// was cut off.
+func (s *Service) sweep(ctx context.Context) error {
+	var dead []*stage
+	err := s.locked(ctx, func() error {
+		names, err := s.list("tmp")
+		for _, name := range names {
+			l, err := tryLock(s.path("tmp", name), unix.LOCK_EX)
+			if err == nil {
+				dead = append(dead, &stage{s.path("tmp", name), l})
+			} else if !errors.Is(err, errLocked) && !os.IsNotExist(err) {
+				return err
+			}
+		}
+		return err
+	})
+	for _, st := range dead {
+		s.log.Info("remove what a process left that was killed", "dir", st.dir)
+		err = errors.Join(err, s.destroyVM(ctx, filepath.Join(st.dir, "vm")), st.drop())
+	}
+	return err
+}
+
+// destroyVM ends the VM of a folder, if there is one.
+func (s *Service) destroyVM(ctx context.Context, dir string) error {
+	if _, err := os.Stat(dir); err != nil {
+		return ignoreMissing(err)
+	}
+	vm, err := s.qemu.Adopt(ctx, dir)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	return vm.Destroy(ctx)
+}

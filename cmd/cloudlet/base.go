@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"cloudlet/api"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+func newBase(env *environment) *cobra.Command {
+	return group("base", "Make and keep base VMs", `A base VM is a booted guest, captured: disk, memory and device state, with a hash of every
+page. Bases never change; an instance of one keeps its changes to itself.`,
+		newBaseCreate(env), newBaseImport(env), newBaseExport(env), newBaseList(env), newBaseShow(env), newBaseVerify(env), newBaseRemove(env))
+}
+
+type baseCreate struct {
+	env      *environment
+	req      api.CreateBase
+	memory   bytesFlag
+	forwards forwardsFlag
+	probe    probeFlag
+	contains string
+}
+
+func newBaseCreate(env *environment) *cobra.Command {
+	o := &baseCreate{env: env, memory: 1 << 30}
+	cmd := &cobra.Command{
+		Use:   "create DISK",
+		Short: "Boot a disk image and capture the guest as a base",
+		Long: `Boots a copy of DISK (raw or qcow2; the image itself is not changed), waits until the
+guest is ready, and captures it. Ready is: --probe answers, --console text was shown,
+--settle time has passed; with none of them, you say so by pressing Enter.`,
+		Example: `  cloudlet base create disk.raw --kernel vmlinuz --initrd initrd --append console=ttyS0 \
+      --memory 256M --probe 8080/healthz --name base
+  cloudlet base create debian.qcow2 --memory 1G --console "login:" --settle 5s`,
+		Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error { return o.run(cmd.Context(), a[0]) },
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *baseCreate) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.req.Name, "name", "", "name of the base")
+	f.StringVar(&o.req.Format, "format", "", "format of DISK: raw or qcow2 (default: look)")
+	f.StringVar(&o.req.Kernel, "kernel", "", "kernel to boot, where DISK has no boot loader")
+	f.StringVar(&o.req.Initrd, "initrd", "", "initial RAM disk for --kernel")
+	f.StringVar(&o.req.Append, "append", "", "command line for --kernel")
+	f.Var(&o.memory, "memory", "size of the guest's memory")
+	f.IntVar(&o.req.CPUs, "cpus", 1, "number of the guest's CPUs")
+	f.StringVar(&o.req.Accelerator, "accel", "auto", "accelerator: kvm, tcg, or auto")
+	f.VarP(&o.forwards, "port", "p", "reach a port of the guest (ADDR: default 127.0.0.1)")
+	f.Var(&o.probe, "probe", "capture when the application answers GET PATH on this port of the guest")
+	f.StringVar(&o.contains, "probe-contains", "", "text that the answer to --probe must contain")
+	f.StringVar(&o.req.Console, "console", "", "capture when the serial console has shown this text")
+	f.DurationVar(&o.req.Settle, "settle", 0, "capture this much later")
+	f.DurationVar(&o.req.Timeout, "timeout", 5*time.Minute, "how long to wait for --probe or --console")
+}
+
+func (o *baseCreate) run(ctx context.Context, disk string) error {
+	s, err := o.env.service(ctx)
+	if err != nil {
+		return err
+	}
+	o.req.Disk, o.req.Memory, o.req.Forwards, o.req.Probe = disk, int64(o.memory), o.forwards, o.probe.Probe
+	if o.req.Probe != nil {
+		o.req.Probe.Contains = o.contains
+	}
+	if (o.req.Initrd != "" || o.req.Append != "") && o.req.Kernel == "" {
+		return usageError{errors.New("--initrd and --append go with --kernel")}
+	}
+	report, done := o.env.progress()
+	b, err := s.CreateBase(ctx, o.req, o.pressEnter, report)
+	done()
+	if err != nil {
+		return err
+	}
+	return o.env.print(b, func(w io.Writer) { fmt.Fprintln(w, b.ID) })
+}
+
+// pressEnter asks a person when the guest is ready.
+func (o *baseCreate) pressEnter(ctx context.Context, in api.Instance) error {
+	if !o.env.terminal {
+		return usageError{errors.New("say when the guest is ready: --probe, --console or --settle (without a terminal nobody can press Enter)")}
+	}
+	for _, e := range in.Endpoints {
+		fmt.Fprintf(o.env.stderr, "guest port %d is at %s\n", e.Guest, e.Address)
+	}
+	fmt.Fprintln(o.env.stderr, "The guest is running. Press Enter to capture it, Ctrl-C to give up.")
+	line := make(chan error, 1)
+	go func() { // ends with the process if nobody presses a key
+		_, err := bufio.NewReader(o.env.stdin).ReadString('\n')
+		line <- err
+	}()
+	select {
+	case err := <-line:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func newBaseImport(env *environment) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "import FILE", Short: "Take a base from a zip into the store, every page checked",
+		Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			report, done := env.progress()
+			b, err := s.ImportBase(cmd.Context(), a[0], name, report)
+			done()
+			if err != nil {
+				return err
+			}
+			return env.print(b, func(w io.Writer) { fmt.Fprintln(w, b.ID) })
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "name of the base")
+	return cmd
+}
+
+func newBaseExport(env *environment) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{
+		Use: "export BASE", Short: "Write a base as a zip, to be imported elsewhere",
+		Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			if out == "" {
+				return usageError{errors.New("say where to write with -o FILE")}
+			}
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			report, done := env.progress()
+			err = s.ExportBase(cmd.Context(), a[0], out, report)
+			done()
+			return err
+		},
+	}
+	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write")
+	return cmd
+}
+
+func newBaseList(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the bases of the store", Args: args(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := s.Bases(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return env.print(list, func(w io.Writer) {
+				rows := [][]string{{"ID", "NAME", "MEMORY", "DISK", "STORED", "AGE"}}
+				for _, b := range list {
+					rows = append(rows, []string{short(b.ID), b.Name, size(b.MemorySize), size(b.DiskSize), size(b.Stored), age(b.Created)})
+				}
+				table(w, rows)
+			})
+		},
+	}
+}
+
+func newBaseShow(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "show BASE", Aliases: []string{"inspect"}, Short: "Show what a base is and what uses it", Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			b, err := s.Base(cmd.Context(), a[0])
+			if err != nil {
+				return err
+			}
+			return env.print(b, func(w io.Writer) { showBase(w, b) })
+		},
+	}
+}
+
+func showBase(w io.Writer, b api.Base) {
+	rows := [][]string{{"id", b.ID}, {"name", b.Name}, {"created", b.Created.Format(time.RFC3339)},
+		{"memory", size(b.MemorySize)}, {"disk", size(b.DiskSize)}, {"stored", size(b.Stored)},
+		{"resumable", fmt.Sprint(b.Resumable)}, {"machine", string(b.Machine)}}
+	for _, u := range b.UsedBy {
+		rows = append(rows, []string{"used by", u})
+	}
+	table(w, rows)
+}
+
+func newBaseVerify(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "verify BASE", Short: "Read a whole base and check every page against its hash", Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			report, done := env.progress()
+			b, err := s.VerifyBase(cmd.Context(), a[0], report)
+			done()
+			if err != nil {
+				return err
+			}
+			return env.print(b, func(w io.Writer) { fmt.Fprintf(w, "base %s is whole\n", b.ID) })
+		},
+	}
+}
+
+func newBaseRemove(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm BASE...", Aliases: []string{"remove", "delete"}, Short: "Remove bases that nothing uses", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, ref := range a {
+				if err := s.DeleteBase(cmd.Context(), ref); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"cloudlet/api/service"
+	"cloudlet/vmm"
+
+	"github.com/spf13/cobra"
+)
+
+// readyFD is the descriptor on which a mount process tells the service that it serves.
+const readyFD = 3
+
+func newMount(env *environment) *cobra.Command {
+	var spec string
+	cmd := &cobra.Command{
+		Use:   "mount REF DIR",
+		Short: "Mount a launch image, to look at it",
+		Long: `Mounts the launch image of REF (a base or an overlay) on the empty folder DIR, as the files
+memory, disk and info.json, and serves it until Ctrl-C or umount. Look at it with cmp,
+sha256sum, fdisk or qemu-img; nothing can be written to it. While a file is open, Ctrl-C
+asks twice.`,
+		Example: "  mkdir m; cloudlet mount app.overlay m &\n  sha256sum m/memory; fdisk -l m/disk; umount m",
+		Args: func(cmd *cobra.Command, a []string) error {
+			if spec != "" {
+				return args(0)(cmd, a)
+			}
+			return args(2)(cmd, a)
+		},
+		RunE: func(cmd *cobra.Command, a []string) error {
+			if spec != "" {
+				return mountForService(cmd.Context(), spec)
+			}
+			return mountForPerson(cmd.Context(), env, a[0], a[1])
+		},
+	}
+	cmd.Flags().StringVar(&spec, "spec", "", "serve what the service wrote into this file")
+	cmd.Flags().MarkHidden("spec")
+	return cmd
+}
+
+func mountForPerson(ctx context.Context, env *environment, ref, dir string) error {
+	s, err := env.service(ctx)
+	if err != nil {
+		return err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	spec, err := s.MountSpec(ctx, ref, dir)
+	if err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 2)
+	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(stop)
+	return service.ServeMount(context.WithoutCancel(ctx), spec, func() error {
+		_, err := fmt.Fprintf(env.stderr, "image %s is at %s; Ctrl-C ends the mount\n", short(spec.Image), dir)
+		return err
+	}, stop, true, env.log())
+}
+
+// mountForService serves until the service, or SIGTERM while no VM uses it, ends it.
+func mountForService(ctx context.Context, path string) error {
+	signal.Ignore(os.Interrupt, syscall.SIGHUP, syscall.SIGPIPE)
+	spec, err := service.ReadMountSpec(path)
+	if err != nil {
+		return err
+	}
+	stop := make(chan os.Signal, 2)
+	signal.Notify(stop, syscall.SIGTERM)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	ready := os.NewFile(readyFD, "ready")
+	return service.ServeMount(context.WithoutCancel(ctx), spec, func() error {
+		_, err := ready.WriteString("ready\n")
+		return errors.Join(err, ready.Close())
+	}, stop, false, log)
+}
+
+func newLauncher(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "launcher DIR", Short: "Start QEMU as DIR says and stay its parent", Hidden: true, Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			if code := vmm.RunLauncher(cmd.Context(), a[0]); code != 0 {
+				return fmt.Errorf("launcher ended with code %d", code)
+			}
+			return nil
+		},
+	}
+}

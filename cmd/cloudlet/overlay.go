@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/overlay"
+
+	"github.com/spf13/cobra"
+)
+
+func newOverlay(env *environment) *cobra.Command {
+	return group("overlay", "Make and keep overlays", `An overlay is what a launch VM holds that its parent does not: one compressed, immutable
+file, a zip with a manifest that jq can read. Its id names its content, whatever the
+compression; its digest names the file's bytes.`,
+		newOverlayCreate(env), newOverlayImport(env), newOverlayList(env), newOverlayShow(env), newOverlayVerify(env), newOverlayRemove(env))
+}
+
+func newOverlayCreate(env *environment) *cobra.Command {
+	var req api.CreateOverlay
+	cmd := &cobra.Command{
+		Use:   "create INSTANCE",
+		Short: "Capture what a running instance has changed as an overlay",
+		Long: `Captures memory, disk and device state of INSTANCE as the difference to the image that it
+was resumed from, and puts the overlay into the store. The guest stands still for the
+moments in which its changed memory is copied, then runs on.
+
+Strategies: ` + strings.Join(overlay.Strategies(), ", ") + `; or one of them with changes, like
+"balanced,codec=xz,frame=1M,delta=none,level=4,hot=16K".`,
+		Example: "  cloudlet overlay create work -o app.overlay\n  cloudlet overlay create work --strategy small --name app",
+		Args:    args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			req.Instance = a[0]
+			return createOverlay(cmd.Context(), env, req)
+		},
+	}
+	cmd.Flags().StringVarP(&req.Output, "output", "o", "", "also write the overlay to this file")
+	cmd.Flags().StringVar(&req.Name, "name", "", "name of the overlay in the store")
+	cmd.Flags().StringVar(&req.Strategy, "strategy", "balanced", "how to encode")
+	return cmd
+}
+
+func createOverlay(ctx context.Context, env *environment, req api.CreateOverlay) error {
+	s, err := env.service(ctx)
+	if err != nil {
+		return err
+	}
+	report, done := env.progress()
+	o, err := s.CreateOverlay(ctx, req, report)
+	done()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(env.stderr, "overlay of %s, made in %.2f s; the guest stood still for %.0f ms\n", size(o.Size), o.Took, 1000*o.Pause)
+	return env.print(o, func(w io.Writer) { fmt.Fprintln(w, o.ID) })
+}
+
+func newOverlayImport(env *environment) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "import FILE|URL", Short: "Take an overlay into the store, checked", Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			report, done := env.progress()
+			o, err := s.ImportOverlay(cmd.Context(), a[0], name, report)
+			done()
+			if err != nil {
+				return err
+			}
+			return env.print(o, func(w io.Writer) { fmt.Fprintln(w, o.ID) })
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "name of the overlay")
+	return cmd
+}
+
+func newOverlayList(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the overlays of the store", Args: args(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := s.Overlays(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return env.print(list, func(w io.Writer) {
+				rows := [][]string{{"ID", "NAME", "PARENT", "BASE", "DEPTH", "SIZE", "AGE"}}
+				for _, o := range list {
+					rows = append(rows, []string{short(o.ID), o.Name, short(o.Parent), short(o.Base), fmt.Sprint(o.Depth), size(o.Size), age(o.Created)})
+				}
+				table(w, rows)
+			})
+		},
+	}
+}
+
+func newOverlayShow(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "show OVERLAY", Aliases: []string{"inspect"}, Short: "Show what an overlay (id, name, file or URL) holds", Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			o, err := s.Overlay(cmd.Context(), a[0])
+			if err != nil {
+				return err
+			}
+			var stats overlay.Stats
+			var strategy overlay.Strategy
+			if err := json.Unmarshal(o.Stats, &stats); err != nil {
+				return err
+			}
+			if err := json.Unmarshal(o.Strategy, &strategy); err != nil {
+				return err
+			}
+			return env.print(o, func(w io.Writer) { showOverlay(w, o, stats, strategy) })
+		},
+	}
+}
+
+func showOverlay(w io.Writer, o api.Overlay, stats overlay.Stats, st overlay.Strategy) {
+	rows := [][]string{{"id", o.ID}, {"digest", o.Digest}}
+	if o.Name != "" {
+		rows = append(rows, []string{"name", o.Name})
+	}
+	if !o.Created.IsZero() {
+		rows = append(rows, []string{"created", o.Created.Format(time.RFC3339)})
+	}
+	table(w, append(rows, [][]string{
+		{"parent", o.Parent}, {"base", o.Base}, {"depth", fmt.Sprint(o.Depth)}, {"size", size(o.Size)},
+		{"memory, disk", size(o.MemorySize) + ", " + size(o.DiskSize)}, {"resumable", fmt.Sprint(o.Resumable)},
+		{"strategy", fmt.Sprintf("%s: delta %s, codec %s, level %d, frames of %s, hot ones of %s; by %s",
+			st.Name, st.Delta, st.Codec, st.Level, size(int64(st.FrameSize)), size(int64(st.HotSize)), st.Encoder)},
+		{"frames", fmt.Sprintf("%d, %s", stats.Frames, size(stats.FrameBytes))}, {"machine", string(o.Machine)},
+	}...))
+	for _, u := range o.UsedBy {
+		fmt.Fprintf(w, "used by  %s\n", u)
+	}
+	fmt.Fprintln(w)
+	pages := [][]string{{"PAGES", "MODIFIED", "ZERO", "IN BASE", "IN PARENT", "REPEATED", "STORED"}}
+	for _, p := range []struct {
+		name string
+		s    overlay.PageStats
+	}{{"memory", stats.Memory}, {"disk", stats.Disk}} {
+		row := []string{p.name}
+		for _, n := range []int64{p.s.Modified, p.s.Zero, p.s.Base, p.s.Parent, p.s.Self, p.s.Stored} {
+			row = append(row, fmt.Sprint(n))
+		}
+		pages = append(pages, row)
+	}
+	table(w, pages)
+	if stored := stats.Memory.Stored + stats.Disk.Stored; stored > 0 {
+		fmt.Fprintf(w, "\n%s of modified pages, %s after deduplication, %s encoded\n",
+			size((stats.Memory.Modified+stats.Disk.Modified)*overlay.PageSize), size(stored*overlay.PageSize), size(stats.FrameBytes))
+	}
+}
+
+func newOverlayVerify(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "verify OVERLAY", Short: "Check every byte of an overlay (id, name, file or URL)", Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			report, done := env.progress()
+			v, err := s.VerifyOverlay(cmd.Context(), a[0], report)
+			done()
+			if err != nil {
+				return err
+			}
+			return env.print(v, func(w io.Writer) {
+				if v.Pages {
+					fmt.Fprintf(w, "overlay %s is whole: every page decoded and checked\n", v.ID)
+				} else {
+					fmt.Fprintf(w, "overlay %s has the right bytes; its pages cannot be checked without its base and parents, which are not in the store\n", v.ID)
+				}
+			})
+		},
+	}
+}
+
+func newOverlayRemove(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm OVERLAY...", Aliases: []string{"remove", "delete"}, Short: "Remove overlays that nothing uses from the store", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, ref := range a {
+				if err := s.DeleteOverlay(cmd.Context(), ref); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}

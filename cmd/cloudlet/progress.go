@@ -1,0 +1,39 @@
+package main
+
+import (
+	"cloudlet/api"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+)
+
+// progress draws a bar for each phase of a long call, on a terminal only. The caller calls
+// done when the call has returned, before it prints anything.
+func (env *environment) progress() (report api.Progress, done func()) {
+	if !env.terminal || env.json {
+		return nil, func() {}
+	}
+	bars := mpb.New(mpb.WithOutput(env.stderr), mpb.WithWidth(40))
+	var bar *mpb.Bar
+	var phase string
+	finish := func() {
+		if bar != nil {
+			bar.SetTotal(-1, true)
+			bar = nil
+		}
+	}
+	report = func(name string, n, total int64) {
+		if name != phase || bar == nil {
+			finish()
+			phase = name
+			bar = bars.AddBar(total, mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR)),
+				mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f", decor.WCSyncSpace)), mpb.BarRemoveOnComplete())
+		}
+		bar.SetTotal(total, false)
+		bar.SetCurrent(n)
+	}
+	return report, func() {
+		finish()
+		bars.Wait()
+	}
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"cloudlet/api"
+	"cloudlet/api/service"
+
+	"github.com/spf13/cobra"
+)
+
+// environment is what a command has of the world.
+type environment struct {
+	args           []string
+	getenv         func(string) string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	terminal       bool // stderr is one: progress may be drawn
+
+	state   string
+	json    bool
+	verbose bool
+}
+
+// Exit codes. A script can tell with them what to do next.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitConflict    = 4
+	exitDamaged     = 5
+	exitUnavailable = 6
+	exitTimedOut    = 7
+	exitInterrupted = 130
+)
+
+var exitCodes = map[api.Code]int{
+	api.Invalid: exitUsage, api.NotFound: exitNotFound, api.Conflict: exitConflict, api.Damaged: exitDamaged,
+	api.Unavailable: exitUnavailable, api.TimedOut: exitTimedOut, api.Cancelled: exitInterrupted, api.Internal: exitError,
+}
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func exitCode(err error) int {
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		return exitUsage
+	}
+	return exitCodes[api.CodeOf(err)]
+}
+
+// run runs one command line and returns its exit code.
+func run(ctx context.Context, env *environment) int {
+	root := newRoot(env)
+	root.SetArgs(env.args)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			fmt.Fprintln(env.stderr, "cloudlet: interrupted")
+			return exitInterrupted
+		}
+		env.fail(err)
+	}
+	return exitCode(err)
+}
+
+// fail prints an error: what, and what to do.
+func (env *environment) fail(err error) {
+	var e *api.Error
+	if errors.As(err, &e) && env.json {
+		json.NewEncoder(env.stderr).Encode(e) // nothing is left to do if this fails
+		return
+	}
+	if e != nil && e.Remedy != "" {
+		fmt.Fprintf(env.stderr, "cloudlet: %s\n  remedy: %s\n", e.Detail, e.Remedy)
+		return
+	}
+	fmt.Fprintf(env.stderr, "cloudlet: %v\n", err)
+	var usage usageError
+	if errors.As(err, &usage) {
+		fmt.Fprintln(env.stderr, "  remedy: see --help of the command")
+	}
+}
+
+func newRoot(env *environment) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "cloudlet",
+		Short: "VM synthesis: launch VMs from a base and a small overlay, lazily",
+		Long: `cloudlet keeps base VMs (a booted guest: disk, memory, device state) and synthesises
+launch VMs of a base and an overlay: the compressed difference that an installed and
+running application makes. The guest resumes at once; its pages are merged, checked and
+decoded when it touches them.
+
+A first walk:
+  cloudlet base create disk.raw --kernel vmlinuz --initrd initrd --memory 256M --probe 8080/healthz --name base
+  cloudlet run base --name work -p 8080      resume the base; change the guest as you like
+  cloudlet overlay create work -o app.overlay
+  cloudlet run app.overlay --probe 8080/     synthesise: the application answers
+  cloudlet ps; cloudlet stop work`,
+		SilenceErrors: true, SilenceUsage: true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
+		Args:              func(*cobra.Command, []string) error { return nil },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q: the commands are listed by `cloudlet --help`", args[0])}
+			}
+			return cmd.Help()
+		},
+	}
+	root.SetIn(env.stdin)
+	root.SetOut(env.stdout)
+	root.SetErr(env.stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	flags := root.PersistentFlags()
+	flags.StringVar(&env.state, "state", defaultState(env), "folder of the store ($CLOUDLET_STATE)")
+	flags.BoolVar(&env.json, "json", false, "print facts, and errors, as JSON")
+	flags.BoolVarP(&env.verbose, "verbose", "v", false, "say more on standard error")
+	root.AddCommand(
+		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env),
+		newVerb(env, "pause", "Stop the CPUs of an instance", (*service.Service).Pause),
+		newVerb(env, "continue", "Let a paused instance run on", (*service.Service).Continue),
+		newVerb(env, "reset", "Reset the guest of an instance: it boots anew", (*service.Service).Reset),
+		newVerb(env, "stop", "End an instance; what it has changed is dropped", (*service.Service).Stop),
+		newAbort(env),
+	)
+	return root
+}
+
+func defaultState(env *environment) string {
+	if dir := env.getenv("CLOUDLET_STATE"); dir != "" {
+		return dir
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/cloudlet"
+	}
+	if dir := env.getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "cloudlet")
+	}
+	return filepath.Join(env.getenv("HOME"), ".local", "state", "cloudlet")
+}
+
+// service opens the store.
+func (env *environment) service(ctx context.Context) (*service.Service, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	return service.Open(ctx, service.Config{Dir: env.state, Program: []string{exe}, Log: env.log()})
+}
+
+// log returns where messages for people go.
+func (env *environment) log() *slog.Logger {
+	level := slog.LevelWarn
+	if env.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(env.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// print writes v as JSON if that is asked for, and otherwise by text.
+func (env *environment) print(v any, text func(io.Writer)) error {
+	if !env.json {
+		text(env.stdout)
+		return nil
+	}
+	enc := json.NewEncoder(env.stdout)
+	enc.SetIndent("", " ")
+	return enc.Encode(v)
+}
+
+// args wraps a check of arguments so that its failure is a usage error that shows the form.
+func args(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, have []string) error {
+		if len(have) == n {
+			return nil
+		}
+		return usageError{fmt.Errorf("%s takes %d arguments, not %d: %s", cmd.CommandPath(), n, len(have), cmd.UseLine())}
+	}
+}
+
+// group makes a command that only holds others.
+func group(use, short, long string, sub ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: long,
+		Args: func(*cobra.Command, []string) error { return nil },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
+			}
+			return cmd.Help()
+		},
+	}
+	cmd.AddCommand(sub...)
+	return cmd
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"cloudlet/api"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+type runCommand struct {
+	env      *environment
+	req      api.Run
+	forwards forwardsFlag
+	probe    probeFlag
+	status   int
+	contains string
+}
+
+func newRun(env *environment) *cobra.Command {
+	o := &runCommand{env: env}
+	cmd := &cobra.Command{
+		Use: "run REF", Aliases: []string{"synth"},
+		Short: "Synthesise: resume an instance of a base or an overlay",
+		Long: `Makes an instance of REF: a base or an overlay by id, the beginning of an id, or name; an
+overlay also by file or URL, without importing it. The launch image is mounted and QEMU
+resumes at once; pages are decoded when the guest touches them. Instances of one image
+share the mount. The instance outlives the command.
+
+With --probe the command waits until the application has given its first right answer,
+and prints the time line.`,
+		Example: `  cloudlet run base -p 8080
+  cloudlet run app.overlay -p 127.0.0.1:8080:80 --probe 80/healthz
+  cloudlet run https://example.org/app.overlay --probe 8080/ --json`,
+		Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			o.req.Ref = a[0]
+			return o.run(cmd.Context())
+		},
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *runCommand) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.req.Name, "name", "", "name of the instance")
+	f.VarP(&o.forwards, "port", "p", "reach a port of the guest (ADDR: default 127.0.0.1; HOST: default a free one)")
+	f.Var(&o.probe, "probe", "wait until the application answers GET PATH on this port of the guest")
+	f.IntVar(&o.status, "probe-status", 0, "status that the right answer has (default: any below 400)")
+	f.StringVar(&o.contains, "probe-contains", "", "text that the right answer contains")
+	f.DurationVar(&o.req.Timeout, "timeout", time.Minute, "how long to wait for the probe")
+	f.BoolVar(&o.req.Keep, "keep", false, "keep the instance if the probe is not answered")
+	f.BoolVar(&o.req.Paused, "paused", false, "resume without letting the guest run")
+}
+
+func (o *runCommand) run(ctx context.Context) error {
+	if o.probe.Probe == nil && (o.status != 0 || o.contains != "") {
+		return usageError{errors.New("--probe-status and --probe-contains go with --probe")}
+	}
+	if o.probe.Probe != nil && o.req.Paused {
+		return usageError{errors.New("--probe and --paused exclude one another: a paused guest does not answer")}
+	}
+	s, err := o.env.service(ctx)
+	if err != nil {
+		return err
+	}
+	o.req.Forwards, o.req.Probe = o.forwards, o.probe.Probe
+	if o.req.Probe != nil {
+		o.req.Probe.Status, o.req.Probe.Contains = o.status, o.contains
+	}
+	in, err := s.Run(ctx, o.req, nil)
+	if err != nil {
+		return err
+	}
+	return o.env.print(in, func(w io.Writer) {
+		fmt.Fprintln(w, in.ID)
+		for _, e := range in.Endpoints {
+			fmt.Fprintf(o.env.stderr, "guest port %d is at %s\n", e.Guest, e.Address)
+		}
+		fmt.Fprintln(o.env.stderr, timeLine(in.Timeline))
+	})
+}
+
+// timeLine writes events as one line of milliseconds since the request.
+func timeLine(events []api.Event) string {
+	var parts []string
+	for _, e := range events {
+		parts = append(parts, fmt.Sprintf("%s %.0f ms", e.Name, 1000*e.Seconds))
+	}
+	return strings.Join(parts, " · ")
+}
+
+func newPS(env *environment) *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use: "ps", Aliases: []string{"list"}, Short: "List instances", Args: args(0),
+		Long: "Lists the living instances, with --all also those that have ended, and why.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := s.Instances(cmd.Context(), all)
+			if err != nil {
+				return err
+			}
+			return env.print(list, func(w io.Writer) {
+				rows := [][]string{{"ID", "NAME", "IMAGE", "STATE", "AGE", "PORTS", "REASON"}}
+				for _, in := range list {
+					var ports []string
+					for _, e := range in.Endpoints {
+						ports = append(ports, fmt.Sprintf("%s->%d", e.Address, e.Guest))
+					}
+					rows = append(rows, []string{in.ID, in.Name, short(in.Image), string(in.State), age(in.Created), strings.Join(ports, ","), in.Reason})
+				}
+				table(w, rows)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also instances that have ended")
+	return cmd
+}
+
+// newVerb makes a command that does one thing to instances.
+func newVerb[S any](env *environment, name, short string, do func(S, context.Context, string) (api.Instance, error)) *cobra.Command {
+	return &cobra.Command{
+		Use: name + " INSTANCE...", Short: short, Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, ref := range a {
+				in, err := do(any(s).(S), cmd.Context(), ref)
+				if err != nil {
+					return err
+				}
+				if err := env.print(in, func(w io.Writer) { fmt.Fprintln(w, in.ID, in.State) }); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func newAbort(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "abort INSTANCE", Short: "Give up on pages that an instance waits for; its guest will die", Args: args(1),
+		Long: `When the source of an overlay is away, the guest waits for its pages. This ends the wait:
+its disk reads fail, and a guest that waits for memory is killed. All instances of the same
+image share the mount and this fate.`,
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return s.Abort(cmd.Context(), a[0])
+		},
+	}
+}
+
+func newRemove(env *environment) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm INSTANCE...", Aliases: []string{"remove"}, Short: "Remove instances that have ended", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, ref := range a {
+				if err := s.Delete(cmd.Context(), ref, force); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop them first")
+	return cmd
+}
+
+func newLogs(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "logs INSTANCE", Short: "Print the serial console of an instance", Args: args(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			s, err := env.service(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return s.Log(cmd.Context(), a[0], env.stdout)
+		},
+	}
+}
+
+func newVersion(env *environment) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version of this program and of its formats", Args: args(0),
+		RunE: func(*cobra.Command, []string) error {
+			v := version()
+			return env.print(v, func(w io.Writer) {
+				fmt.Fprintf(w, "cloudlet %s (%s), overlay format %d\n", v.Version, v.Go, v.OverlayFormat)
+			})
+		},
+	}
+}
+
