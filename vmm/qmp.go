@@ -230,3 +230,12 @@ func (c *qmp) runState(ctx context.Context) (string, error) {
 	err := c.execute(ctx, "query-status", nil, &s)
 	return s.Status, err
 }
+
+// ignoreRefusal returns nil for an error that only says that QEMU does not offer a command.
+func ignoreRefusal(err error) error {
+	var refused *QMPError
+	if errors.As(err, &refused) {
+		return nil
+	}
+	return err
+}
