@@ -12,7 +12,7 @@
 //     it is killed (EINTR) or an operator calls Abort (EIO). Reads that fail are never
 //     repeated here; that is the business of the File.
 //   - Only a deadly signal interrupts a read, as with a file on a local disk. The kernel
-//     reports every signal, and an answer of EINTR to a page fault is a SIGBUS, so the
+//     reports every signal, and an answer of EINTR to a page fault can be a SIGBUS, so the
 //     server looks whether the waiting thread has a SIGKILL pending before it gives up a
 //     read. For a thread it cannot see (another PID namespace) only Abort does.
 //   - The kernel may read ahead on behalf of a process. Such a read has nobody to interrupt

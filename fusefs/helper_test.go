@@ -426,7 +426,8 @@ func start(t testing.TB, role string, args ...string) *process {
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	p := &process{Cmd: exec.Command(exe, args...), exited: make(chan struct{})}
-	p.Env = append(os.Environ(), roleEnv+"="+role)
+	// Without the option the race detector would sleep for a second at each exit.
+	p.Env = append(os.Environ(), roleEnv+"="+role, "GORACE=atexit_sleep_ms=0")
 	p.Cmd.Stderr = &p.stderr
 	p.stdin, err = p.StdinPipe()
 	require.NoError(t, err)

@@ -127,7 +127,8 @@ func TestKilledReaderDies(t *testing.T) {
 	}
 }
 
-// A vCPU thread is signalled all the time; a page fault answered EINTR would be a SIGBUS.
+// A vCPU thread is signalled all the time; a page fault answered EINTR
+// starts anew or is a SIGBUS.
 func TestHarmlessSignalDoesNotEndRead(t *testing.T) {
 	for _, advice := range []string{"normal", "random"} {
 		t.Run(advice, func(t *testing.T) {
