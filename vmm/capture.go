@@ -121,6 +121,9 @@ func (r *Residue) take(ctx context.Context, c *qmp) (err error) {
 				err = errors.Join(err, r.undo(ctx, c))
 			}
 		}()
+		if err := writeJSON(vm.dir, stoppedFile, struct{}{}); err != nil {
+			return err
+		}
 		if err := c.execute(ctx, "stop", nil, nil); err != nil {
 			return err
 		}
@@ -133,6 +136,31 @@ func (r *Residue) take(ctx context.Context, c *qmp) (err error) {
 			return err
 		}
 		r.Pause = time.Since(start)
+		return os.Remove(filepath.Join(vm.dir, stoppedFile))
+	}
+	return nil
+}
+
+// recoverCapture lets a VM run again that was stopped for a capture whose process was
+// killed.
+func (vm *VM) recoverCapture(ctx context.Context) error {
+	path := filepath.Join(vm.dir, stoppedFile)
+	if _, err := os.Lstat(path); err != nil {
+		return nil
+	}
+	lock, err := lockCapture(vm.dir)
+	if errors.Is(err, ErrBusy) {
+		return nil // the capture goes on
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := vm.Continue(ctx); err != nil && !errors.Is(err, ErrEnded) {
+		return fmt.Errorf("undo capture that was killed: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("undo capture that was killed: %w", err)
 	}
 	return nil
 }
@@ -140,7 +168,7 @@ func (r *Residue) take(ctx context.Context, c *qmp) (err error) {
 // undo lets the VM run again; on a new connection if the old one broke.
 func (r *Residue) undo(ctx context.Context, c *qmp) error {
 	if undo(ctx, c) == nil {
-		return nil
+		return os.Remove(filepath.Join(r.vm.dir, stoppedFile))
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()

@@ -23,6 +23,7 @@ const (
 	endingFile   = "ending.json"
 	vmFile       = "vm.json"
 	lockFile     = "capture.lock"
+	stoppedFile  = "capture.json"
 	resumeState  = "resume.state"
 	xenState     = "capture.xen"
 	topLayer     = "disk.0.qcow2"

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -52,7 +53,11 @@ func RunLauncher(ctx context.Context, dir string) int {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
 	syscall.Umask(0o077)
-	rec, err := runQEMU(ctx, dir)
+	err := closeInherited()
+	var rec exitRecord
+	if err == nil {
+		rec, err = runQEMU(ctx, dir)
+	}
 	if err != nil {
 		rec = exitRecord{At: time.Now(), Code: -1, Error: err.Error(), Stderr: stderrTail(dir)}
 	}
@@ -61,6 +66,29 @@ func RunLauncher(ctx context.Context, dir string) int {
 		return 1
 	}
 	return 0
+}
+
+// closeInherited closes the descriptors that somebody upstream left open by accident, so
+// that a VM does not hold them for its lifetime. This process's own are all close-on-exec.
+func closeInherited() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list descriptors: %w", err)
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < 3 {
+			continue
+		}
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC != 0 {
+			continue // the folder that was listed, or our own
+		}
+		if err := unix.Close(fd); err != nil {
+			return fmt.Errorf("close descriptor %d: %w", fd, err)
+		}
+	}
+	return nil
 }
 
 func runQEMU(ctx context.Context, dir string) (exitRecord, error) {

@@ -35,12 +35,14 @@ func (e *QMPError) Error() string {
 var errMonitor = errors.New("monitor connection lost")
 
 // qmp is a connection to QEMU's monitor. Commands run one at a time; events are passed
-// over. After an error other than a QMPError the connection is of no more use.
+// over. After an error that wraps errMonitor the connection is of no more use; after the end
+// of a context the command may still take effect, before any later one.
 type qmp struct {
 	conn *net.UnixConn
 
 	mu   sync.Mutex
 	in   *bufio.Reader
+	line []byte // read so far of a message, where a deadline cut in
 	next int
 }
 
@@ -103,14 +105,13 @@ type message struct {
 	} `json:"error"`
 }
 
-// read reads one message. The error wraps errMonitor.
+// read reads one message. The error wraps errMonitor; after a deadline reading may go on.
 func (c *qmp) read() (message, error) {
 	var m message
-	var line []byte
 	for {
 		part, err := c.in.ReadSlice('\n')
-		line = append(line, part...)
-		if len(line) > maxQMPLine {
+		c.line = append(c.line, part...)
+		if len(c.line) > maxQMPLine {
 			return m, fmt.Errorf("%w: a message exceeds %d bytes", errMonitor, maxQMPLine)
 		}
 		if err == nil {
@@ -120,6 +121,8 @@ func (c *qmp) read() (message, error) {
 			return m, fmt.Errorf("%w: read: %w", errMonitor, err)
 		}
 	}
+	line := c.line
+	c.line = nil
 	if err := json.Unmarshal(line, &m); err != nil {
 		return m, fmt.Errorf("%w: parse %.80q: %w", errMonitor, line, err)
 	}
@@ -141,7 +144,7 @@ func (c *qmp) during(ctx context.Context, f func() error) error {
 		<-fired
 		_ = c.conn.SetDeadline(time.Time{})
 		if err != nil && ctx.Err() != nil {
-			return fmt.Errorf("%w: %w", errMonitor, ctx.Err())
+			return ctx.Err()
 		}
 	}
 	return err
@@ -180,7 +183,8 @@ func (c *qmp) executeFD(ctx context.Context, command string, args, out any, f *o
 				answer = m
 				return nil
 			}
-			if m.Event == "" {
+			late := m.ID != nil && *m.ID < id // to a command that was given up
+			if m.Event == "" && !late {
 				return fmt.Errorf("%w: an answer to no question", errMonitor)
 			}
 		}

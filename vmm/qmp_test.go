@@ -159,3 +159,31 @@ func (c *qmp) tryAfter(t *testing.T, ctx context.Context) error {
 	}
 	return c.execute(ctx, "cont", nil, nil)
 }
+
+// The late answer to a command that was given up, even cut in two by the deadline, does not
+// disturb the next one.
+func TestQMPLateAnswer(t *testing.T) {
+	release := make(chan struct{})
+	dir := fakeMonitor(t, func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		fmt.Fprint(conn, greeting)
+		_, _ = in.ReadString('\n')
+		fmt.Fprint(conn, `{"return": {}, "id": 1}`+"\n")
+		_, _ = in.ReadString('\n')
+		fmt.Fprint(conn, `{"return": {}, `)
+		<-release
+		fmt.Fprint(conn, `"id": 2}`+"\n")
+		_, _ = in.ReadString('\n')
+		fmt.Fprint(conn, `{"return": {"status": "running"}, "id": 3}`+"\n")
+	})
+	c, err := dialQMP(t.Context(), dir)
+	require.NoError(t, err)
+	defer c.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, c.execute(ctx, "stop", nil, nil), context.DeadlineExceeded)
+	close(release)
+	state, err := c.runState(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, Running, state)
+}

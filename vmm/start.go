@@ -94,7 +94,8 @@ func (q *QEMU) Boot(ctx context.Context, dir string, s BootSpec) (vm *VM, err er
 // Resume starts a VM from captured memory, disk and device state. The memory file is mapped
 // privately and the disk gets a top layer in dir, so neither changes. dir is the VM's own
 // folder and must be empty. on, if not nil, is told "qemu started", "state loaded" and
-// "running" as they happen. On an error, and when ctx ends, no process is left.
+// "running" as they happen. On an error, and when ctx ends, no process is left; the files in
+// dir stay for whoever wants to know more.
 func (q *QEMU) Resume(ctx context.Context, dir string, s ResumeSpec, on func(event string)) (*VM, error) {
 	if on == nil {
 		on = func(string) {}
@@ -353,7 +354,7 @@ func (vm *VM) firstDial(ctx context.Context) (*qmp, error) {
 func (vm *VM) abandon(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
-	ended := errors.Is(cause, errGone) || errors.Is(cause, errMonitor) && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded)
+	ended := errors.Is(cause, errGone) || errors.Is(cause, errMonitor)
 	// The launcher, told by SIGTERM, ends a QEMU that it has started and starts none that it
 	// has not. A launcher that was killed cannot: then QEMU is ended directly.
 	_ = vm.launcher.Signal(syscall.SIGTERM)

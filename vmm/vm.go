@@ -46,7 +46,8 @@ const (
 )
 
 // Adopt finds a VM again from its folder, whoever started it. A VM that has ended is
-// returned as well; its Wait says how it ended.
+// returned as well; its Wait says how it ended. A VM that was left stopped by a capture
+// whose process was killed runs again.
 func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 	dir, err := absolute("folder", dir)
 	if err != nil {
@@ -74,7 +75,10 @@ func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adopt VM: %w", err)
 	}
-	return vm, vm.adoptPorts(ctx)
+	if err := errors.Join(vm.adoptPorts(ctx), vm.recoverCapture(ctx)); err != nil {
+		return nil, fmt.Errorf("adopt VM: %w", err)
+	}
+	return vm, nil
 }
 
 // readProcesses reads what the launcher wrote about itself and QEMU; nothing yet is no
