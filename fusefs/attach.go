@@ -23,10 +23,8 @@ func attach(point, source string, allowOther bool) (int, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return -1, fmt.Errorf("open /dev/fuse: %w: %w: load the kernel module with `modprobe fuse`, or give the container the device", err, ErrUnavailable)
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return attachHelper(point, source, allowOther)
-	case err != nil:
-		return -1, fmt.Errorf("open /dev/fuse: %w: %w", err, ErrUnavailable)
+	case err != nil: // fusermount3 opens it with the user's rights too
+		return -1, fmt.Errorf("open /dev/fuse: %w: %w: allow this user to read and write the device, or run as root", err, ErrUnavailable)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d", fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRequest)
 	if allowOther {
