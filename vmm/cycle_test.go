@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -259,6 +260,88 @@ func requireSameScan(t *testing.T, vm *VM) {
 	require.Equal(t, read, scanned)
 }
 
+// requireNoHugePages checks that QEMU's advice for huge pages did not reach the kernel.
+func requireNoHugePages(t *testing.T, vm *VM) {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", vm.PID()))
+	require.NoError(t, err)
+	_, after, found := strings.Cut(string(data), vm.info.Memory)
+	require.True(t, found)
+	flags := strings.SplitN(after[strings.Index(after, "VmFlags:"):], "\n", 2)[0]
+	require.NotContains(t, strings.Fields(flags), "hg")
+}
+
+// A VM that was left stopped by a capture whose process was killed runs again once adopted.
+func TestAdoptAfterKilledCapture(t *testing.T) {
+	r, disk := newRig(t)
+	base := newPair(t)
+	copyTo(t, base.disk, disk)
+	vm := r.boot(t, base)
+	require.NoError(t, vm.SaveBase(t.Context(), base.state))
+	vm = r.resume(t, base)
+	// What a capture does before it is killed, the lock free afterwards.
+	require.NoError(t, r.q.createLayer(t.Context(), filepath.Join(vm.Dir(), newLayer), topLayer, "qcow2", vm.info.DiskSize))
+	require.NoError(t, writeJSON(vm.Dir(), stoppedFile, struct{}{}))
+	require.NoError(t, vm.monitor(t.Context(), func(c *qmp) error {
+		if err := c.execute(t.Context(), "stop", nil, nil); err != nil {
+			return err
+		}
+		return freeze(t.Context(), c)
+	}))
+	adopted, err := r.q.Adopt(t.Context(), vm.Dir())
+	require.NoError(t, err)
+	status, err := adopted.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, Running, status.State)
+	require.NoFileExists(t, filepath.Join(vm.Dir(), stoppedFile))
+	// The next capture merges the layers that were left.
+	res, err := adopted.Capture(t.Context(), newDir(t, "out"))
+	require.NoError(t, err)
+	require.NotZero(t, res.Pause)
+	require.NoError(t, res.Release(t.Context()))
+	require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer))
+	// A residue outlives its VM.
+	res, err = adopted.Capture(t.Context(), newDir(t, "out"))
+	require.NoError(t, err)
+	require.NoError(t, vm.Destroy(t.Context()))
+	e := res.MemoryExtents()[0]
+	require.NoError(t, res.ReadMemory(make([]byte, e.Len), e.Off))
+	require.NoError(t, res.Release(t.Context()))
+	require.NoFileExists(t, res.State)
+	_, err = adopted.Capture(t.Context(), newDir(t, "out"))
+	require.ErrorIs(t, err, ErrEnded)
+}
+
+// A capture that is given up at any moment leaves the VM running and no file.
+func TestCaptureCancelled(t *testing.T) {
+	r, disk := newRig(t)
+	base := newPair(t)
+	copyTo(t, base.disk, disk)
+	vm := r.boot(t, base)
+	require.NoError(t, vm.SaveBase(t.Context(), base.state))
+	vm = r.resume(t, base)
+	for after := time.Duration(0); ; after += 4 * time.Millisecond {
+		require.Less(t, after, 10*time.Second)
+		out := newDir(t, "out")
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		res, err := vm.Capture(ctx, out)
+		cancel()
+		if err == nil {
+			require.NoError(t, res.Release(t.Context()))
+			break
+		}
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		entries, err := os.ReadDir(out)
+		require.NoError(t, err)
+		require.Empty(t, entries)
+		status, err := vm.Status(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, Running, status.State)
+		require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer))
+		require.NoFileExists(t, filepath.Join(vm.Dir(), stoppedFile))
+	}
+}
+
 func TestCycle(t *testing.T) {
 	r, disk := newRig(t)
 	base := newPair(t)
@@ -281,6 +364,8 @@ func TestCycle(t *testing.T) {
 	t.Logf("first answer after %v", time.Since(start))
 	require.Equal(t, booted.Token, again.Token)
 	require.Equal(t, booted.Counter+1, again.Counter)
+
+	requireNoHugePages(t, vm)
 
 	// A paused VM, with discards: captured twice it stays paused and equal.
 	ask(t, vm, "POST", "/write?mib=4&seed=1")
