@@ -113,7 +113,7 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 		c.workers = runtime.GOMAXPROCS(0)
 	}
 	c.manifest = Manifest{
-		Format: manifestFormat, Version: manifestVersion, Parent: p.ID(), Base: p.base.ID(), Depth: len(p.chain) + 1,
+		Format: manifestFormat, Version: FormatVersion, Parent: p.ID(), Base: p.base.ID(), Depth: len(p.chain) + 1,
 		MemorySize: p.Size(Memory), DiskSize: p.Size(Disk), Machine: machine, Strategy: o.Strategy,
 	}
 	if l.State != nil {

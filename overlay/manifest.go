@@ -19,8 +19,9 @@ const (
 	maxIndex      = 256 << 20 // bytes, decoded
 	maxProfile    = 16 << 20  // bytes, decoded
 
-	manifestFormat  = "cloudlet-overlay"
-	manifestVersion = 1
+	manifestFormat = "cloudlet-overlay"
+	// FormatVersion is the version of the overlay format that is written and read.
+	FormatVersion = 1
 )
 
 // Errors of opening and using overlays. They arrive wrapped; test with errors.Is.
@@ -119,9 +120,9 @@ func parseManifest(b []byte) (*Manifest, error) {
 	if version.Format != manifestFormat {
 		return nil, fmt.Errorf("%w: its format is %.40q, not %q", ErrFormat, version.Format, manifestFormat)
 	}
-	if version.Version != manifestVersion {
+	if version.Version != FormatVersion {
 		return nil, fmt.Errorf("%w: it has format version %d, this program reads version %d: use the program that made it, or a newer one",
-			ErrFormat, version.Version, manifestVersion)
+			ErrFormat, version.Version, FormatVersion)
 	}
 	m := new(Manifest)
 	dec := json.NewDecoder(bytes.NewReader(b))

@@ -1,0 +1,39 @@
+# make demo   the main job on a real guest in a real QEMU, measured
+# make test   every test, the end-to-end ones included
+# make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
+# make build  build/cloudlet
+# make deps   install what the others need, from Debian's packages
+
+GO       ?= go
+BUILD    := build
+PACKAGES := ./api/... ./cmd/... ./fusefs/... ./handoff/... ./overlay/... ./vmm/... ./integration/guest/...
+
+.PHONY: build guest demo test check deps clean
+
+build:
+	$(GO) build -trimpath -o $(BUILD)/cloudlet ./cmd/cloudlet
+
+guest: deps
+	$(GO) run ./integration/guest/cmd/buildguest -o $(BUILD)/guest
+
+demo: build guest
+	$(GO) run ./integration/cmd/demo -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest
+
+test: guest
+	$(GO) test -timeout 10m $(PACKAGES)
+	$(GO) test -timeout 20m ./integration
+
+check:
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+	$(GO) test -run TestImports ./integration
+	$(GO) test -race -timeout 15m $(PACKAGES)
+	GOMAXPROCS=1 $(GO) test -timeout 10m ./fusefs
+
+deps:
+	@sh integration/deps.sh
+
+clean:
+	rm -rf $(BUILD)

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs what building and testing need beyond Go, git and make: as root with apt-get,
+# else it prints the line to run.
+set -eu
+
+missing=
+need() { # need PROGRAM PACKAGE
+	command -v "$1" >/dev/null 2>&1 || PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+need gcc gcc
+need qemu-system-x86_64 qemu-system-x86
+need qemu-img qemu-utils
+need fusermount3 fuse3
+need mke2fs e2fsprogs
+need cpio cpio
+need unzip unzip
+need ip iproute2
+[ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+
+[ -z "$missing" ] && exit 0
+echo "missing packages:$missing"
+if [ "$(id -u)" != 0 ]; then
+	echo "run: sudo apt-get update && sudo apt-get install -y --no-install-recommends$missing"
+	exit 1
+fi
+echo "installing them with apt-get"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086
+apt-get install -y -qq --no-install-recommends $missing
