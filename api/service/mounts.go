@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -59,10 +60,19 @@ func (s *Service) mount(ctx context.Context, l *launchImage) error {
 	return s.startMount(ctx, key)
 }
 
-// startMount runs the mount process and waits until it serves. The process says "ready" on
-// its descriptor 3 and lives on; if it ends before that, its log says why.
-func (s *Service) startMount(ctx context.Context, key string) (err error) {
-	log, err := os.OpenFile(s.mountPath(key, "log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+// startMount runs the mount process of the store's mount and waits until it serves.
+func (s *Service) startMount(ctx context.Context, key string) error {
+	err := s.startMountProcess(ctx, s.mountPath(key, "spec.json"), s.mountPath(key, "log"))
+	if err != nil {
+		return errors.Join(err, s.clearMount(key))
+	}
+	return nil
+}
+
+// startMountProcess runs a mount process of its own session and waits until it serves: the
+// process says "ready" on its descriptor 3 and lives on. If it ends before, its log says why.
+func (s *Service) startMountProcess(ctx context.Context, spec, logPath string) error {
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -72,7 +82,7 @@ func (s *Service) startMount(ctx context.Context, key string) (err error) {
 		return err
 	}
 	defer ready.Close()
-	args := append(append([]string{}, s.cfg.Program[1:]...), "mount", "--spec", s.mountPath(key, "spec.json"))
+	args := append(append([]string{}, s.cfg.Program[1:]...), "mount", "--spec", spec)
 	cmd := exec.Command(s.cfg.Program[0], args...)
 	cmd.Stderr, cmd.ExtraFiles = log, []*os.File{child}
 	cmd.Dir = "/"
@@ -88,19 +98,36 @@ func (s *Service) startMount(ctx context.Context, key string) (err error) {
 	if string(said) == "ready\n" {
 		return cmd.Process.Release()
 	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	} else {
-		err = s.mountError(key, err)
-	}
 	cmd.Process.Kill() // our own child, not yet waited for: the pid is its own
-	cmd.Wait()         // its exit status says nothing that err does not
-	return errors.Join(err, s.clearMount(key))
+	cmd.Wait()         // its exit status says nothing that its log does not
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return mountError(logPath, err)
+}
+
+// MountDetached mounts what ref names on dir by a process that lives on until dir is
+// unmounted.
+func (s *Service) MountDetached(ctx context.Context, ref, dir string) (err error) {
+	spec, err := s.MountSpec(ctx, ref, dir)
+	if err != nil {
+		return err
+	}
+	st, err := s.newStage(ctx, "mount")
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { err = fail(errors.Join(err, st.drop())) }()
+	path := filepath.Join(st.dir, "spec.json")
+	if err := writeJSON(path, spec); err != nil {
+		return err
+	}
+	return s.startMountProcess(ctx, path, filepath.Join(st.dir, "log"))
 }
 
 // mountError is what the log of a mount process that failed says.
-func (s *Service) mountError(key string, err error) error {
-	b, rerr := os.ReadFile(s.mountPath(key, "log"))
+func mountError(path string, err error) error {
+	b, rerr := os.ReadFile(path)
 	if rerr != nil {
 		return errors.Join(err, rerr)
 	}

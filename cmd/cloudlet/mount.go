@@ -21,14 +21,15 @@ const readyFD = 3
 
 func newMount(env *environment) *cobra.Command {
 	var spec string
+	var detach bool
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
 		Short: "Mount a launch image, to look at it",
 		Long: `Mounts the launch image of REF (a base or an overlay) on the empty folder DIR, as the files
 memory, disk and info.json, and serves it until Ctrl-C or umount. Look at it with cmp,
 sha256sum, fdisk or qemu-img; nothing can be written to it. While a file is open, Ctrl-C
-asks twice.`,
-		Example: "  mkdir m; cloudlet mount app.overlay m &\n  sha256sum m/memory; fdisk -l m/disk; umount m",
+must be pressed twice.`,
+		Example: "  mkdir m; cloudlet mount --detach app.overlay m\n  sha256sum m/memory; fdisk -l m/disk; umount m",
 		Args: func(cmd *cobra.Command, a []string) error {
 			if spec != "" {
 				return args(0)(cmd, a)
@@ -39,15 +40,16 @@ asks twice.`,
 			if spec != "" {
 				return mountForService(cmd.Context(), spec)
 			}
-			return mountForPerson(cmd.Context(), env, a[0], a[1])
+			return mountForPerson(cmd.Context(), env, a[0], a[1], detach)
 		},
 	}
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return once it is mounted, and serve in the background until umount")
 	cmd.Flags().StringVar(&spec, "spec", "", "serve what the service wrote into this file")
 	cmd.Flags().MarkHidden("spec")
 	return cmd
 }
 
-func mountForPerson(ctx context.Context, env *environment, ref, dir string) error {
+func mountForPerson(ctx context.Context, env *environment, ref, dir string, detach bool) error {
 	s, err := env.service(ctx)
 	if err != nil {
 		return err
@@ -55,6 +57,9 @@ func mountForPerson(ctx context.Context, env *environment, ref, dir string) erro
 	dir, err = filepath.Abs(dir)
 	if err != nil {
 		return err
+	}
+	if detach {
+		return s.MountDetached(ctx, ref, dir)
 	}
 	spec, err := s.MountSpec(ctx, ref, dir)
 	if err != nil {
