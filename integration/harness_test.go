@@ -309,6 +309,8 @@ type answer struct {
 	Table   string `json:"table"`
 	File    string `json:"file"`
 	Extra   string `json:"extra"`
+	On      bool   `json:"on"`     // of /load
+	Rounds  int64  `json:"rounds"` // of /load
 }
 
 // ask makes a request to the application of an instance.
