@@ -116,7 +116,7 @@ func (s *Service) collect(ctx context.Context, req api.CreateBase, dir string, p
 		if from == "" {
 			continue
 		}
-		if err := copyOut(from, filepath.Join(dir, name)); err != nil {
+		if err := copyOut(from, filepath.Join(dir, name), ctx.Err); err != nil {
 			return err
 		}
 	}

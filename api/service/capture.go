@@ -49,15 +49,16 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	if out.Pause, err = s.capture(ctx, r, vm, l, st.dir, path, overlay.CreateOptions{Strategy: strategy, Progress: overlay.Progress(p)}); err != nil {
 		return out, fmt.Errorf("capture instance %s: %w", r.ID, err)
 	}
-	if req.Output != "" {
-		if out.Output, err = filepath.Abs(req.Output); err != nil {
-			return out, err
-		}
-		if err := copyOut(path, out.Output); err != nil {
-			return out, err
-		}
+	keep := func() error {
+		out.Overlay, err = s.keepOverlay(ctx, st.dir, req.Name)
+		return err
 	}
-	if out.Overlay, err = s.keepOverlay(ctx, st.dir, req.Name); err != nil {
+	if req.Output == "" {
+		err = keep()
+	} else if out.Output, err = filepath.Abs(req.Output); err == nil {
+		err = copyOut(path, out.Output, keep)
+	}
+	if err != nil {
 		return out, err
 	}
 	out.Took = time.Since(start).Seconds()
@@ -102,12 +103,17 @@ func extents(in []vmm.Extent) []overlay.Extent {
 	return out
 }
 
-// copyOut writes the content of file from to path.
-func copyOut(from, path string) error {
+// copyOut writes the content of file from to path. If also fails, nothing appears there.
+func copyOut(from, path string, also func() error) error {
 	src, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	return writeFile(path, func(f *os.File) error { _, err := f.ReadFrom(src); return err })
+	return writeFile(path, func(f *os.File) error {
+		if _, err := f.ReadFrom(src); err != nil {
+			return err
+		}
+		return also()
+	})
 }

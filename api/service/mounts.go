@@ -57,12 +57,12 @@ func (s *Service) mount(ctx context.Context, l *launchImage) error {
 	if err := os.WriteFile(spec.Alive, nil, 0o600); err != nil {
 		return err
 	}
-	return s.startMount(ctx, key)
+	return s.startMount(ctx, key, lk)
 }
 
 // startMount runs the mount process of the store's mount and waits until it serves.
-func (s *Service) startMount(ctx context.Context, key string) error {
-	err := s.startMountProcess(ctx, s.mountPath(key, "spec.json"), s.mountPath(key, "log"))
+func (s *Service) startMount(ctx context.Context, key string, lk *lock) error {
+	err := s.startMountProcess(ctx, s.mountPath(key, "spec.json"), s.mountPath(key, "log"), lk)
 	if err != nil {
 		return errors.Join(err, s.clearMount(key))
 	}
@@ -71,7 +71,9 @@ func (s *Service) startMount(ctx context.Context, key string) error {
 
 // startMountProcess runs a mount process of its own session and waits until it serves: the
 // process says "ready" on its descriptor 3 and lives on. If it ends before, its log says why.
-func (s *Service) startMountProcess(ctx context.Context, spec, logPath string) error {
+// Its descriptor 4 is the lock that the caller holds: should the caller be killed, it stays
+// until the process can be seen by the locks of its own.
+func (s *Service) startMountProcess(ctx context.Context, spec, logPath string, lk *lock) error {
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -84,7 +86,7 @@ func (s *Service) startMountProcess(ctx context.Context, spec, logPath string) e
 	defer ready.Close()
 	args := append(append([]string{}, s.cfg.Program[1:]...), "mount", "--spec", spec)
 	cmd := exec.Command(s.cfg.Program[0], args...)
-	cmd.Stderr, cmd.ExtraFiles = log, []*os.File{child}
+	cmd.Stderr, cmd.ExtraFiles = log, []*os.File{child, lk.f}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -122,7 +124,7 @@ func (s *Service) MountDetached(ctx context.Context, ref, dir string) (err error
 	if err := writeJSON(path, spec); err != nil {
 		return err
 	}
-	return s.startMountProcess(ctx, path, filepath.Join(st.dir, "log"))
+	return s.startMountProcess(ctx, path, filepath.Join(st.dir, "log"), st.lock)
 }
 
 // mountError is what the log of a mount process that failed says.

@@ -26,6 +26,10 @@ type MountSpec struct {
 	Dir    string   `json:"dir"`               // mountpoint
 	Socket string   `json:"control,omitempty"` // control socket
 	Alive  string   `json:"alive,omitempty"`   // file whose lock the process holds for life
+
+	// Starter, if not nil, is the mount's lock as inherited from the starter; it is closed
+	// once Alive is locked, so that there is no moment in which the mount seems dead.
+	Starter *os.File `json:"-"`
 }
 
 // MountInfo is the content of a mount's info.json.
@@ -82,12 +86,15 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 		onClose(func() error { l.unlock(); return nil })
 	}
 	if spec.Alive != "" {
-		l, err := tryLock(spec.Alive, unix.LOCK_EX)
-		if err != nil {
+		if err := lockForLife(ctx, spec.Alive); err != nil {
 			return err
 		}
-		onClose(func() error { l.unlock(); return nil })
 		if err := os.WriteFile(spec.Alive, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+			return err
+		}
+	}
+	if spec.Starter != nil {
+		if err := spec.Starter.Close(); err != nil {
 			return err
 		}
 	}

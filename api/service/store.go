@@ -63,6 +63,22 @@ func waitLock(ctx context.Context, path string, how int) (*lock, error) {
 	}
 }
 
+// lockForLife takes the exclusive lock of path until this process is gone: its descriptor is
+// never closed, so whoever finds the lock free finds no process either.
+func lockForLife(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second) // for those who look whether it is held
+	defer cancel()
+	l, err := waitLock(ctx, path, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer l.unlock()
+	if _, err := unix.FcntlInt(l.f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("keep the lock of %s: %w", path, err)
+	}
+	return nil
+}
+
 // isLocked reports whether a process holds the exclusive lock of path.
 func isLocked(path string) bool {
 	l, err := tryLock(path, unix.LOCK_SH)

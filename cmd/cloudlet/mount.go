@@ -16,8 +16,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// readyFD is the descriptor on which a mount process tells the service that it serves.
-const readyFD = 3
+// The descriptors that a mount process inherits: on readyFD it tells the service that it
+// serves, starterFD is the lock that it closes once it has its own.
+const (
+	readyFD   = 3
+	starterFD = 4
+)
 
 func newMount(env *environment) *cobra.Command {
 	var spec string
@@ -85,6 +89,9 @@ func mountForService(ctx context.Context, path string) error {
 	signal.Notify(stop, syscall.SIGTERM)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ready := os.NewFile(readyFD, "ready")
+	spec.Starter = os.NewFile(starterFD, "lock of the starter")
+	syscall.CloseOnExec(readyFD)
+	syscall.CloseOnExec(starterFD)
 	return service.ServeMount(context.WithoutCancel(ctx), spec, func() error {
 		_, err := ready.WriteString("ready\n")
 		return errors.Join(err, ready.Close())
