@@ -134,7 +134,11 @@ func newZstdDecoder(limit uint64) (*zstdDecoder, error) {
 	return &zstdDecoder{d}, nil
 }
 
-// decode fills dst from the one zstd frame src, which must hold exactly that many bytes.
+// decodeSlack is capacity behind dst with which the decoder takes its faster way.
+const decodeSlack = 64
+
+// decode fills dst from the one zstd frame src, which must hold exactly that many bytes. It
+// may write to the capacity behind dst.
 func (d *zstdDecoder) decode(dst, src []byte) error {
 	var h zstd.Header
 	if err := h.Decode(src); err != nil {
@@ -143,7 +147,7 @@ func (d *zstdDecoder) decode(dst, src []byte) error {
 	if h.Skippable || !h.HasFCS || h.FrameContentSize != uint64(len(dst)) {
 		return fmt.Errorf("decode zstd: frame announces %d bytes, want %d", h.FrameContentSize, len(dst))
 	}
-	out, err := d.dec.DecodeAll(src, dst[:0:len(dst)])
+	out, err := d.dec.DecodeAll(src, dst[:0])
 	if err != nil {
 		return fmt.Errorf("decode zstd: %w", err)
 	}

@@ -304,7 +304,8 @@ func (r *Reader) decodeFrame(ctx context.Context, i int, base *Base) ([]byte, er
 // decodePages decodes the encoded bytes of frame i, whose hash has been checked.
 func (r *Reader) decodePages(i int, encoded []byte, base *Base) ([]byte, error) {
 	f := &r.index.frames[i]
-	pages := make([]byte, int(f.pages)*PageSize)
+	n := int(f.pages) * PageSize
+	pages := make([]byte, n, n+decodeSlack)
 	if err := r.dec.decodeFrame(f.codec, pages, encoded); err != nil {
 		r.stats.refused.Add(1)
 		return nil, &CorruptFrameError{r.ID(), i, err}
