@@ -23,6 +23,7 @@ const (
 	endingFile   = "ending.json"
 	vmFile       = "vm.json"
 	lockFile     = "capture.lock"
+	startFile    = "start.lock"
 	stoppedFile  = "capture.json"
 	resumeState  = "resume.state"
 	xenState     = "capture.xen"

@@ -44,6 +44,10 @@ const (
 	termGrace = 3 * time.Second
 )
 
+// startFD is the lock of startFile as the launcher inherits it. It is held until the
+// launcher can be found by processFile, whatever becomes of the process that started it.
+const startFD = 3
+
 // RunLauncher starts QEMU as launch.json in dir says, stays its parent, and records in dir
 // how it ended. It returns the launcher's exit code: 0 once QEMU's end is recorded. The end
 // of ctx or SIGTERM ends QEMU, first by SIGTERM; SIGHUP and SIGINT are ignored. It changes
@@ -105,6 +109,9 @@ func runQEMU(ctx context.Context, dir string) (exitRecord, error) {
 	}
 	if err := writeJSON(dir, processFile, processes{Launcher: self}); err != nil {
 		return exitRecord{}, err
+	}
+	if err := unix.Close(startFD); err != nil {
+		return exitRecord{}, fmt.Errorf("release lock of start: %w", err)
 	}
 	stderr, err := os.OpenFile(filepath.Join(dir, stderrFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {

@@ -70,6 +70,23 @@ func TestLauncherRecordsExit(t *testing.T) {
 	}
 }
 
+// TestAdoptAwaitsLauncher: whoever adopts a VM whose starter was killed at once must not
+// take it for one that was never started.
+func TestAdoptAwaitsLauncher(t *testing.T) {
+	dir := newDir(t, "vm")
+	require.NoError(t, writeJSON(dir, vmFile, vmInfo{Version: 1, Machine: testMachine()}))
+	require.NoError(t, writeJSON(dir, launchFile, launch{Argv: []string{"/bin/sleep", "60"}}))
+	q := testQEMU(t, "")
+	q.Launcher = append([]string{"/bin/sh", "-c", `sleep 0.3; exec "$@"`, "sh"}, q.Launcher...)
+	vm := &VM{q: q, dir: dir}
+	require.NoError(t, vm.launch())
+	adopted, err := q.Adopt(t.Context(), dir)
+	require.NoError(t, err)
+	require.NotZero(t, adopted.PID())
+	require.NoError(t, adopted.Destroy(t.Context()))
+	<-vm.reaped
+}
+
 func TestLauncherProgramMissing(t *testing.T) {
 	vm := launchScript(t, "/nonexistent/qemu")
 	exit, err := vm.Wait(t.Context())
@@ -178,14 +195,14 @@ func TestProcessIdentity(t *testing.T) {
 
 func TestRemedies(t *testing.T) {
 	for stderr, want := range map[string]string{
-		"Could not access KVM kernel module: Permission denied":          "--accel tcg",
-		"cannot set up guest memory 'mem': Cannot allocate memory":       "not enough memory",
-		`Failed to get "write" lock`:                                     "in use by another process",
-		"Could not set up host forwarding rule 'tcp:127.0.0.1:1-:80'":    "choose another with -p",
-		"Could not set up host forwarding rule 'tcp:192.0.2.1:8080-:80'": "not on this host",
-		"can't open backing store m for guest RAM: Permission denied":    "owner and mode",
-		"qemu: error while writing: No space left on device":             "free some space",
-		"something never seen":                                           "",
+		"Could not access KVM kernel module: Permission denied":           "--accel tcg",
+		"cannot set up guest memory 'mem': Cannot allocate memory":        "not enough memory",
+		`Failed to get "write" lock`:                                      "in use by another process",
+		"Could not set up host forwarding rule 'tcp:127.0.0.1:60001-:80'": "with -p",
+		"Could not set up host forwarding rule 'tcp:192.0.2.1:8080-:80'":  "not on this host",
+		"can't open backing store m for guest RAM: Permission denied":     "owner and mode",
+		"qemu: error while writing: No space left on device":              "free some space",
+		"something never seen":                                            "",
 	} {
 		require.Contains(t, remedyFor(stderr), want, stderr)
 	}

@@ -14,6 +14,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "launcher" {
 		os.Exit(RunLauncher(context.Background(), os.Args[2]))
 	}
+	// With -race every launcher would linger for a second at its exit.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		panic(err)
+	}
 	goleak.VerifyTestMain(m)
 }
 

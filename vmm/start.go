@@ -291,9 +291,17 @@ func (vm *VM) launch() error {
 		return fmt.Errorf("start launcher: %w", err)
 	}
 	defer logFile.Close()
+	lock, err := os.OpenFile(filepath.Join(vm.dir, startFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("start launcher: %w", err)
+	}
+	defer lock.Close() // the launcher has it, too
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("start launcher: lock %s: %w", lock.Name(), err)
+	}
 	argv := append(append([]string{}, vm.q.Launcher...), vm.dir)
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = logFile, logFile, []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start launcher: %w", err)

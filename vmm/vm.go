@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -65,6 +66,9 @@ func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 	}
 	// A launcher that has just begun will tell of its QEMU in a moment.
 	err = pollUntil(ctx, func() (bool, error) {
+		if begins, err := launcherBegins(dir); begins || err != nil {
+			return false, err
+		}
 		vm.procs, err = readProcesses(dir)
 		if err != nil || vm.procs.QEMU.PID != 0 {
 			return true, err
@@ -79,6 +83,23 @@ func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 		return nil, fmt.Errorf("adopt VM: %w", err)
 	}
 	return vm, nil
+}
+
+// launcherBegins reports whether a launcher was started that has not yet told of itself.
+func launcherBegins(dir string) (bool, error) {
+	f, err := os.Open(filepath.Join(dir, startFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
 }
 
 // readProcesses reads what the launcher wrote about itself and QEMU; nothing yet is no
