@@ -1,13 +1,11 @@
 package vmm
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 )
 
 // The formats of a disk image that ConvertDisk reads.
@@ -23,6 +21,10 @@ func (q *QEMU) ConvertDisk(ctx context.Context, path, format, out string) error 
 	if format != "" && !diskFormats[format] {
 		return fmt.Errorf("disk format %q: want raw or qcow2", format)
 	}
+	img, err := q.img()
+	if err != nil {
+		return err
+	}
 	// qemu-img's own words for a missing file are harder to read.
 	f, err := os.Open(path)
 	if err != nil {
@@ -35,9 +37,9 @@ func (q *QEMU) ConvertDisk(ctx context.Context, path, format, out string) error 
 		var info struct {
 			Format string `json:"format"`
 		}
-		text, err := q.runImg(ctx, "info", "--output=json", "--", path)
+		text, err := output(ctx, img, "info", "--output=json", "--", path)
 		if err == nil {
-			err = json.Unmarshal(text, &info)
+			err = json.Unmarshal([]byte(text), &info)
 		}
 		if err != nil {
 			return fmt.Errorf("look at disk image %s: %w", path, err)
@@ -49,7 +51,7 @@ func (q *QEMU) ConvertDisk(ctx context.Context, path, format, out string) error 
 	if _, err := os.Lstat(out); err == nil {
 		return fmt.Errorf("convert disk image: %s exists", out)
 	}
-	_, err = q.runImg(ctx, "convert", "-f", format, "-O", "raw", "-S", "4k", "--", path, out)
+	_, err = output(ctx, img, "convert", "-f", format, "-O", "raw", "-S", "4k", "--", path, out)
 	if err == nil {
 		err = roundUp(out)
 	}
@@ -71,23 +73,4 @@ func roundUp(path string) error {
 		return errors.New("the disk has no bytes")
 	}
 	return os.Truncate(path, (info.Size()+diskUnit-1)/diskUnit*diskUnit)
-}
-
-// runImg runs qemu-img and returns its output; an error quotes what it said.
-func (q *QEMU) runImg(ctx context.Context, args ...string) ([]byte, error) {
-	img, err := q.img()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, img, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	text, err := cmd.Output()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("qemu-img %s: %w: %s", args[0], err, bytes.TrimSpace(stderr.Bytes()))
-	}
-	return text, nil
 }

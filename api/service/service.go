@@ -47,6 +47,7 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 		return nil, fail(err)
 	}
 	s.cfg.Dir = dir
+	s.qemu.Cache = s.path("host.json")
 	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "tmp"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, fail(fmt.Errorf("make state folder: %w", err))
