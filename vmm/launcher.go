@@ -73,7 +73,8 @@ func RunLauncher(ctx context.Context, dir string) int {
 }
 
 // closeInherited closes the descriptors that somebody upstream left open by accident, so
-// that a VM does not hold them for its lifetime. This process's own are all close-on-exec.
+// that a VM does not hold them for its lifetime. This process's own are all close-on-exec;
+// startFD was passed on purpose.
 func closeInherited() error {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -81,7 +82,7 @@ func closeInherited() error {
 	}
 	for _, e := range entries {
 		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd < 3 {
+		if err != nil || fd <= startFD {
 			continue
 		}
 		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
