@@ -16,6 +16,7 @@ type Base struct {
 	Resumable  bool            `json:"resumable"`    // false: no device state
 	Machine    json.RawMessage `json:"machine"`
 	UsedBy     []string        `json:"used_by,omitempty"` // what keeps it from being removed
+	Problem    string          `json:"problem,omitempty"` // why it cannot be used; then only ID and Name are set
 }
 
 // Overlay is an overlay, in the store or in a file.
@@ -35,6 +36,7 @@ type Overlay struct {
 	Stats      json.RawMessage `json:"stats"`
 	Machine    json.RawMessage `json:"machine"`
 	UsedBy     []string        `json:"used_by,omitempty"`
+	Problem    string          `json:"problem,omitempty"` // as Base.Problem
 }
 
 // State is what an instance is doing.

@@ -12,6 +12,24 @@
 // codecs, counts over their caps, bytes left over, overlays of another parent, and any
 // byte whose hash is wrong. It never panics on bytes from outside.
 //
+// # Base, version 1 (normative)
+//
+// A base is a folder, and to travel a zip (stored or deflated) of the same members except
+// the derived ones:
+//
+//	manifest.json                 see BaseManifest: sizes, hashes, machine configuration
+//	disk, memory                  raw images; pages of zeros are holes in the folder
+//	disk.sha256, memory.sha256    hash lists: 32 bytes of SHA-256 for each 4096-byte page
+//	state                         device state; without it the base cannot be resumed
+//	kernel, initrd                where the guest was booted from them
+//	disk.sums, memory.sums        derived: SHA-256 of each 16 KiB block of a hash list
+//	fingerprints                  derived: the pages' hashes, sorted, to find equal pages
+//
+// The id of a base is the SHA-256 of manifest.json, whose spelling is canonical: one line of
+// compact JSON with the fields in the order of BaseManifest. It holds for each image the
+// SHA-256 of its hash list, and the hash root: the SHA-256 of the concatenated SHA-256 hashes
+// of the list's 16 KiB blocks, so that a part of a list can be believed without reading all.
+//
 // # Overlay format, version 1 (normative)
 //
 // Words: a page is 4096 bytes of disk or memory. A page address is a uint32: bit 31 is 0

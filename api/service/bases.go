@@ -35,7 +35,7 @@ func (s *Service) Bases(ctx context.Context) ([]api.Base, error) {
 			continue // removed since
 		}
 		if err != nil {
-			return nil, fail(err)
+			b = api.Base{ID: id, Name: s.nameOf("bases", id), Problem: err.Error()}
 		}
 		out = append(out, b)
 	}

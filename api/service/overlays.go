@@ -32,7 +32,7 @@ func (s *Service) Overlays(ctx context.Context) ([]api.Overlay, error) {
 			continue // removed since
 		}
 		if err != nil {
-			return nil, fail(err)
+			o = api.Overlay{ID: id, Name: s.nameOf("overlays", id), Problem: err.Error()}
 		}
 		out = append(out, o)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -73,25 +74,45 @@ func (s *Service) path(parts ...string) string {
 	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
 }
 
-// sweep removes from tmp what processes left that have died, and ends instances whose start
-// was cut off.
+// sweep removes what processes left that have died: stages, instances without a record, and
+// mounts that nothing uses.
 func (s *Service) sweep(ctx context.Context) error {
 	var dead []*stage
 	err := s.locked(ctx, func() error {
-		names, err := s.list("tmp")
-		for _, name := range names {
-			l, err := tryLock(s.path("tmp", name), unix.LOCK_EX)
-			if err == nil {
-				dead = append(dead, &stage{s.path("tmp", name), l})
-			} else if !errors.Is(err, errLocked) && !os.IsNotExist(err) {
+		for _, kind := range []string{"tmp", "instances"} {
+			names, err := s.list(kind)
+			if err != nil {
 				return err
 			}
+			for _, name := range names {
+				dir := s.path(kind, name)
+				if _, err := os.Stat(filepath.Join(dir, "record.json")); err == nil && kind == "instances" {
+					continue
+				}
+				l, err := tryLock(dir, unix.LOCK_EX)
+				if err == nil {
+					dead = append(dead, &stage{dir, l})
+				} else if !errors.Is(err, errLocked) && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+			}
 		}
-		return err
+		return nil
 	})
 	for _, st := range dead {
 		s.log.Info("remove what a process left that was killed", "dir", st.dir)
 		err = errors.Join(err, s.destroyVM(ctx, filepath.Join(st.dir, "vm")), st.drop())
+	}
+	if err != nil {
+		return err
+	}
+	keys, err := s.list("mounts")
+	for _, key := range keys {
+		if used, uerr := s.mountUsed(key); uerr != nil || used {
+			err = errors.Join(err, uerr)
+			continue
+		}
+		err = errors.Join(err, s.releaseMount(ctx, key))
 	}
 	return err
 }

@@ -168,6 +168,9 @@ func newBaseList(env *environment) *cobra.Command {
 			return env.print(list, func(w io.Writer) {
 				rows := [][]string{{"ID", "NAME", "MEMORY", "DISK", "STORED", "AGE"}}
 				for _, b := range list {
+					if b.Problem != "" {
+						fmt.Fprintf(env.stderr, "base %s cannot be used: %s\n", short(b.ID), b.Problem)
+					}
 					rows = append(rows, []string{short(b.ID), b.Name, size(b.MemorySize), size(b.DiskSize), size(b.Stored), age(b.Created)})
 				}
 				table(w, rows)

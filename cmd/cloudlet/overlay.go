@@ -97,6 +97,9 @@ func newOverlayList(env *environment) *cobra.Command {
 			return env.print(list, func(w io.Writer) {
 				rows := [][]string{{"ID", "NAME", "PARENT", "BASE", "DEPTH", "SIZE", "AGE"}}
 				for _, o := range list {
+					if o.Problem != "" {
+						fmt.Fprintf(env.stderr, "overlay %s cannot be used: %s\n", short(o.ID), o.Problem)
+					}
 					rows = append(rows, []string{short(o.ID), o.Name, short(o.Parent), short(o.Base), fmt.Sprint(o.Depth), size(o.Size), age(o.Created)})
 				}
 				table(w, rows)
