@@ -60,8 +60,10 @@ func parseBytes(text string) (int64, error) {
 // bytesFlag is a size as a flag.
 type bytesFlag int64
 
-func (b *bytesFlag) String() string { return strings.ReplaceAll(strings.TrimSuffix(size(int64(*b)), "iB"), " ", "") }
-func (b *bytesFlag) Type() string   { return "size" }
+func (b *bytesFlag) String() string {
+	return strings.ReplaceAll(strings.TrimSuffix(size(int64(*b)), "iB"), " ", "")
+}
+func (b *bytesFlag) Type() string { return "size" }
 func (b *bytesFlag) Set(text string) error {
 	n, err := parseBytes(text)
 	*b = bytesFlag(n)

@@ -211,4 +211,3 @@ func newVersion(env *environment) *cobra.Command {
 		},
 	}
 }
-
