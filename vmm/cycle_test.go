@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -97,7 +98,7 @@ func newDir(t *testing.T, name string) string {
 
 func copyTo(t *testing.T, to, from string) {
 	t.Helper()
-	require.NoError(t, copyFile(to, from, 1<<40))
+	require.NoError(t, exec.CommandContext(t.Context(), "cp", "--sparse=always", from, to).Run())
 }
 
 // pair is a VM at rest: files to resume from.
@@ -134,8 +135,11 @@ func (r rig) bootSpec(p pair) BootSpec {
 		Kernel: r.kernel, Initrd: r.initrd, Forwards: []Forward{{Guest: 8080}}}
 }
 
-func (r rig) resumeSpec(p pair) ResumeSpec {
-	return ResumeSpec{Machine: r.machine, Memory: p.memory, Disk: p.disk, State: p.state,
+func (r rig) resumeSpec(t *testing.T, p pair) ResumeSpec {
+	t.Helper()
+	state, err := os.ReadFile(p.state)
+	require.NoError(t, err)
+	return ResumeSpec{Machine: r.machine, Memory: p.memory, Disk: p.disk, State: state,
 		Kernel: r.kernel, Initrd: r.initrd, Forwards: []Forward{{Guest: 8080}}}
 }
 
@@ -150,7 +154,7 @@ func (r rig) boot(t *testing.T, p pair) *VM {
 func (r rig) resume(t *testing.T, p pair) *VM {
 	t.Helper()
 	start := time.Now()
-	vm, err := r.q.Resume(t.Context(), newDir(t, "resume"), r.resumeSpec(p),
+	vm, err := r.q.Resume(t.Context(), newDir(t, "resume"), r.resumeSpec(t, p),
 		func(e string) { t.Logf("%s after %v", e, time.Since(start)) })
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, vm.Destroy(context.Background())) })

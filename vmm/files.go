@@ -90,19 +90,3 @@ func writeFile(path string, fill func(f *os.File) error) (err error) {
 	}
 	return nil
 }
-
-// copyFile copies a file of at most limit bytes.
-func copyFile(to, from string, limit int64) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	return writeFile(to, func(f *os.File) error {
-		n, err := io.Copy(f, io.LimitReader(src, limit+1))
-		if err == nil && n > limit {
-			err = fmt.Errorf("%s has more than %d bytes", from, limit)
-		}
-		return err
-	})
-}

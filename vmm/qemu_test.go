@@ -100,7 +100,7 @@ func TestResumeRefusesBadState(t *testing.T) {
 	s.header().config("pc-q35-7.2", true).ram(true).device()
 	require.NoError(t, os.WriteFile(base.state, s.b, 0o600))
 	dir := newDir(t, "resume")
-	_, err := r.q.Resume(t.Context(), dir, r.resumeSpec(base), nil)
+	_, err := r.q.Resume(t.Context(), dir, r.resumeSpec(t, base), nil)
 	require.ErrorContains(t, err, "start QEMU: exit code 1")
 	requireNothingLeft(t, r.q, dir)
 	vm, err := r.q.Adopt(t.Context(), dir)
@@ -110,7 +110,7 @@ func TestResumeRefusesBadState(t *testing.T) {
 	require.Contains(t, exit.Reason, "QEMU ended with code 1")
 
 	require.NoError(t, os.Truncate(base.memory, 4096))
-	_, err = r.q.Resume(t.Context(), newDir(t, "resume"), r.resumeSpec(base), nil)
+	_, err = r.q.Resume(t.Context(), newDir(t, "resume"), r.resumeSpec(t, base), nil)
 	require.ErrorContains(t, err, "has 4096 bytes, the machine has")
 	require.NoError(t, os.Remove(base.state))
 }

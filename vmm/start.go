@@ -31,7 +31,7 @@ type ResumeSpec struct {
 	Machine  Machine
 	Memory   string // memory image of Machine.Memory bytes, mapped privately: it never changes
 	Disk     string // raw disk image, only read: a top layer is made over it
-	State    string // device state, of SaveBase or of a Residue
+	State    []byte // device state, of SaveBase or of a Residue
 	Kernel   string
 	Initrd   string
 	Forwards []Forward
@@ -218,18 +218,20 @@ func createMemory(path string, size int64) error {
 	return nil
 }
 
-// prepare puts the resumed VM's own files into its folder: a copy of the state, from which
-// captures take their beginning, and the disk's top layer.
-func (q *QEMU) prepare(ctx context.Context, dir, state, disk string, size int64) error {
+// prepare puts the resumed VM's own files into its folder: the state, from which captures
+// also take their beginning, and the disk's top layer.
+func (q *QEMU) prepare(ctx context.Context, dir string, state []byte, disk string, size int64) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if state == "" {
-			return errors.New("resume VM: no device state is given")
+		if len(state) == 0 || len(state) > maxState {
+			return fmt.Errorf("resume VM: the device state has %d bytes: want 1 to %d", len(state), maxState)
 		}
-		if err := copyFile(filepath.Join(dir, resumeState), state, maxState); err != nil {
-			return fmt.Errorf("copy device state: %w", err)
+		path := filepath.Join(dir, resumeState)
+		err := writeFile(path, func(f *os.File) error { _, err := f.Write(state); return err })
+		if err != nil {
+			return err
 		}
-		_, err := statePrefix(filepath.Join(dir, resumeState))
+		_, err = statePrefix(path)
 		return err
 	})
 	g.Go(func() error { return q.createLayer(gctx, filepath.Join(dir, topLayer), disk, "raw", size) })

@@ -8,7 +8,7 @@
 //	STATE/lock                     held for the moments in which names and records change
 //	STATE/bases/ID/                a base, see package overlay; ID.json beside it: name, time
 //	STATE/overlays/ID/overlay      an overlay; record.json: name, time
-//	STATE/instances/ID/            record.json, state (device state it began with), vm/ (see vmm)
+//	STATE/instances/ID/            record.json, vm/ (see vmm)
 //	STATE/mounts/KEY/              spec.json, log, control socket, fs (the mountpoint)
 //	STATE/tmp/                     what is being made; moved to its place when whole
 //

@@ -129,16 +129,13 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 		return nil, err
 	}
 	t.mark("mounted")
-	statePath, vmDir := s.instancePath(r.ID, "state"), s.instancePath(r.ID, "vm")
-	if err := os.WriteFile(statePath, state, 0o600); err != nil {
-		return nil, err
-	}
+	vmDir := s.instancePath(r.ID, "vm")
 	if err := os.Mkdir(vmDir, 0o700); err != nil {
 		return nil, err
 	}
 	spec := vmm.ResumeSpec{
 		Machine: m, Memory: s.mountPath(r.Mount, "fs", "memory"), Disk: s.mountPath(r.Mount, "fs", "disk"),
-		State: statePath, Forwards: forwards, Paused: paused,
+		State: state, Forwards: forwards, Paused: paused,
 	}
 	if m.Kernel {
 		spec.Kernel = l.base.Path(overlay.BaseKernelFile)

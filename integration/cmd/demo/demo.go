@@ -290,7 +290,7 @@ func (d *demo) launchState(ctx context.Context, to string) error {
 	if err := d.cloudlet(ctx, &in, "run", d.over.ID, "--paused"); err != nil {
 		return err
 	}
-	b, err := os.ReadFile(filepath.Join(d.dir, "state", "instances", in.ID, "state"))
+	b, err := os.ReadFile(filepath.Join(d.dir, "state", "instances", in.ID, "vm", "resume.state"))
 	if err == nil {
 		err = os.WriteFile(to, b, 0o600)
 	}
@@ -305,9 +305,13 @@ func (d *demo) floor(ctx context.Context, plain string, round int) error {
 	if err != nil {
 		return err
 	}
+	state, err := os.ReadFile(filepath.Join(plain, "state"))
+	if err != nil {
+		return err
+	}
 	return d.withVM(ctx, fmt.Sprintf("floor%d", round), round, d.token, func(dir string) (*vmm.VM, error) {
 		return d.qemu().Resume(ctx, dir, vmm.ResumeSpec{
-			Machine: m, Memory: filepath.Join(plain, "memory"), Disk: filepath.Join(plain, "disk"), State: filepath.Join(plain, "state"),
+			Machine: m, Memory: filepath.Join(plain, "memory"), Disk: filepath.Join(plain, "disk"), State: state,
 			Kernel: d.boot.Kernel, Initrd: d.boot.Initrd, Forwards: []vmm.Forward{{Guest: guest.Port}},
 		}, nil)
 	})
