@@ -11,7 +11,7 @@ PACKAGES := ./api/... ./cmd/... ./fusefs/... ./handoff/... ./overlay/... ./vmm/.
 .PHONY: build guest demo test check deps clean
 
 build:
-	$(GO) build -trimpath -o $(BUILD)/cloudlet ./cmd/cloudlet
+	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
 
 guest: deps
 	$(GO) run ./integration/guest/cmd/buildguest -o $(BUILD)/guest

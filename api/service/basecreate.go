@@ -110,7 +110,7 @@ func (s *Service) newMachine(ctx context.Context, req api.CreateBase) (vmm.Machi
 func (s *Service) collect(ctx context.Context, req api.CreateBase, dir string, p api.Progress) error {
 	overlay.Progress(p).Report("copy disk", 0, 0)
 	if err := s.qemu.ConvertDisk(ctx, req.Disk, req.Format, filepath.Join(dir, overlay.Disk.String())); err != nil {
-		return err
+		return failAs(api.Invalid, err)
 	}
 	for name, from := range map[string]string{overlay.BaseKernelFile: req.Kernel, overlay.BaseInitrdFile: req.Initrd} {
 		if from == "" {

@@ -107,7 +107,7 @@ func (s *Service) ImportBase(ctx context.Context, path, name string, p api.Progr
 	}
 	b, err := overlay.ImportBase(ctx, st.dir+"/base", f, overlay.Progress(p))
 	if err != nil {
-		return api.Base{}, fail(errors.Join(err, st.drop()))
+		return api.Base{}, failAs(api.Damaged, errors.Join(err, st.drop()))
 	}
 	out, err := s.keepBase(ctx, b, name)
 	return out, fail(errors.Join(err, st.drop()))
@@ -156,11 +156,7 @@ func (s *Service) VerifyBase(ctx context.Context, ref string, p api.Progress) (a
 	}
 	defer release()
 	if err := b.Verify(ctx, overlay.Progress(p)); err != nil {
-		var known *api.Error
-		if err = fail(err); errors.As(err, &known) && known.Code == api.Internal {
-			known.Code = api.Damaged
-		}
-		return api.Base{}, err
+		return api.Base{}, failAs(api.Damaged, err)
 	}
 	out, err := s.describeBase(b.ID().String())
 	return out, fail(err)

@@ -7,6 +7,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/overlay"
+	"cloudlet/overlay/source"
 	"cloudlet/vmm"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,9 @@ func fail(err error) error {
 		return &api.Error{Code: code, Detail: err.Error(), Remedy: remedy, Err: err}
 	}
 	var page *overlay.BasePageError
+	var space *overlay.BaseSpaceError
 	var mismatch *vmm.MismatchError
+	var read *source.Error
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return out(api.TimedOut, "")
@@ -33,7 +36,9 @@ func fail(err error) error {
 		return out(api.Damaged, "")
 	case errors.Is(err, overlay.ErrParent):
 		return out(api.Conflict, "")
-	case errors.Is(err, vmm.ErrNoQEMU), errors.As(err, &mismatch):
+	case source.Temporary(err):
+		return out(api.Unavailable, "see that the server can be reached, then try again")
+	case errors.Is(err, vmm.ErrNoQEMU), errors.As(err, &mismatch), errors.As(err, &space):
 		return out(api.Unavailable, "")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return out(api.Unavailable, "free some disk space, or choose another state folder with --state")
@@ -43,8 +48,20 @@ func fail(err error) error {
 		return out(api.Conflict, "wait until it has finished, then try again")
 	case errors.Is(err, fs.ErrNotExist):
 		return out(api.NotFound, "")
+	case errors.As(err, &read):
+		return out(api.Unavailable, "")
 	case errors.Is(err, vmm.ErrEnded):
 		return out(api.Conflict, "")
 	}
 	return out(api.Internal, "")
+}
+
+// failAs is fail, with a code for the errors that have none of their own.
+func failAs(code api.Code, err error) error {
+	err = fail(err)
+	var e *api.Error
+	if errors.As(err, &e) && e.Code == api.Internal {
+		e.Code = code
+	}
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"cloudlet/api"
 	"cloudlet/vmm"
 
 	"golang.org/x/sys/unix"
@@ -51,12 +52,12 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	s.qemu.Cache = s.path("host.json")
 	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "tmp"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
-			return nil, fail(fmt.Errorf("make state folder: %w", err))
+			return nil, noStore(err)
 		}
 	}
 	f, err := os.OpenFile(s.path("lock"), os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fail(fmt.Errorf("open state folder: %w", err))
+		return nil, noStore(err)
 	}
 	if err := f.Close(); err != nil {
 		return nil, fail(err)
@@ -65,6 +66,10 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 		return nil, fail(fmt.Errorf("sweep state folder %s: %w", dir, err))
 	}
 	return s, nil
+}
+
+func noStore(err error) error {
+	return api.Errorf(api.Unavailable, "open state folder: %w", err).Fix("choose a folder that can be written to, with --state")
 }
 
 // Dir returns the store's folder.

@@ -227,7 +227,7 @@ func newBaseVerify(env *environment) *cobra.Command {
 
 func newBaseRemove(env *environment) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm BASE...", Aliases: []string{"remove", "delete"}, Short: "Remove bases that nothing uses", Args: cobra.MinimumNArgs(1),
+		Use: "rm BASE...", Aliases: []string{"remove", "delete"}, Short: "Remove bases that nothing uses", Args: someArgs,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := env.service(cmd.Context())
 			if err != nil {

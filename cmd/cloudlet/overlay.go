@@ -197,7 +197,7 @@ func newOverlayVerify(env *environment) *cobra.Command {
 
 func newOverlayRemove(env *environment) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm OVERLAY...", Aliases: []string{"remove", "delete"}, Short: "Remove overlays that nothing uses from the store", Args: cobra.MinimumNArgs(1),
+		Use: "rm OVERLAY...", Aliases: []string{"remove", "delete"}, Short: "Remove overlays that nothing uses from the store", Args: someArgs,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := env.service(cmd.Context())
 			if err != nil {

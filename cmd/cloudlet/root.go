@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"cloudlet/api"
 	"cloudlet/api/service"
@@ -114,7 +115,7 @@ A first walk:
 		Args:              func(*cobra.Command, []string) error { return nil },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q: the commands are listed by `cloudlet --help`", args[0])}
+				return unknown(cmd, args[0])
 			}
 			return cmd.Help()
 		},
@@ -180,14 +181,29 @@ func (env *environment) print(v any, text func(io.Writer)) error {
 	return enc.Encode(v)
 }
 
-// args wraps a check of arguments so that its failure is a usage error that shows the form.
-func args(n int) cobra.PositionalArgs {
+// args demands n arguments; a wrong number is answered with the form of the command.
+func args(n int) cobra.PositionalArgs { return argsFromTo(n, n) }
+
+// someArgs demands at least one argument.
+func someArgs(cmd *cobra.Command, have []string) error { return argsFromTo(1, 1<<20)(cmd, have) }
+
+func argsFromTo(low, high int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, have []string) error {
-		if len(have) == n {
+		if len(have) >= low && len(have) <= high {
 			return nil
 		}
-		return usageError{fmt.Errorf("%s takes %d arguments, not %d: %s", cmd.CommandPath(), n, len(have), cmd.UseLine())}
+		return usageError{fmt.Errorf("%d arguments are given; the form is: %s", len(have), cmd.UseLine())}
 	}
+}
+
+// unknown is the error of a command that does not exist, with the ones that were meant.
+func unknown(cmd *cobra.Command, name string) error {
+	text := fmt.Sprintf("unknown command %q for %q", name, cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		text += ": did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usageError{errors.New(text)}
 }
 
 // group makes a command that only holds others.
@@ -197,7 +213,7 @@ func group(use, short, long string, sub ...*cobra.Command) *cobra.Command {
 		Args: func(*cobra.Command, []string) error { return nil },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
+				return unknown(cmd, args[0])
 			}
 			return cmd.Help()
 		},

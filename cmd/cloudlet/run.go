@@ -130,7 +130,7 @@ func newPS(env *environment) *cobra.Command {
 // newVerb makes a command that does one thing to instances.
 func newVerb[S any](env *environment, name, short string, do func(S, context.Context, string) (api.Instance, error)) *cobra.Command {
 	return &cobra.Command{
-		Use: name + " INSTANCE...", Short: short, Args: cobra.MinimumNArgs(1),
+		Use: name + " INSTANCE...", Short: short, Args: someArgs,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := env.service(cmd.Context())
 			if err != nil {
@@ -169,7 +169,7 @@ image share the mount and this fate.`,
 func newRemove(env *environment) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm INSTANCE...", Aliases: []string{"remove"}, Short: "Remove instances that have ended", Args: cobra.MinimumNArgs(1),
+		Use: "rm INSTANCE...", Aliases: []string{"remove"}, Short: "Remove instances that have ended", Args: someArgs,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			s, err := env.service(cmd.Context())
 			if err != nil {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"runtime"
-	"runtime/debug"
 
 	"cloudlet/overlay"
 )
+
+// release is set by the linker: what `git describe` says of the sources.
+var release = "(devel)"
 
 type versionInfo struct {
 	Version       string `json:"version"`
@@ -13,18 +15,6 @@ type versionInfo struct {
 	OverlayFormat int    `json:"overlay_format"`
 }
 
-// version is this program's, as the Go tool stamped it into the binary.
 func version() versionInfo {
-	v := versionInfo{Version: "(devel)", Go: runtime.Version(), OverlayFormat: overlay.FormatVersion}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		if info.Main.Version != "" {
-			v.Version = info.Main.Version
-		}
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				v.Version += " " + s.Value
-			}
-		}
-	}
-	return v
+	return versionInfo{Version: release, Go: runtime.Version(), OverlayFormat: overlay.FormatVersion}
 }
