@@ -136,6 +136,20 @@ A first walk:
 		newVerb(env, "stop", "End an instance; what it has changed is dropped", (*service.Service).Stop),
 		newAbort(env),
 	)
+	for path, f := range map[string]cobra.CompletionFunc{
+		"base export": complete(env, false, bases), "base show": complete(env, false, bases), "base verify": complete(env, false, bases),
+		"base rm": complete(env, false, bases), "overlay create": complete(env, false, living), "overlay show": complete(env, true, overlays),
+		"overlay verify": complete(env, true, overlays), "overlay rm": complete(env, false, overlays), "run": complete(env, true, bases, overlays),
+		"mount": complete(env, true, bases, overlays), "pause": complete(env, false, living), "continue": complete(env, false, living),
+		"reset": complete(env, false, living), "stop": complete(env, false, living), "abort": complete(env, false, living),
+		"rm": complete(env, false, everyInstance), "logs": complete(env, false, everyInstance),
+	} {
+		cmd, _, err := root.Find(strings.Fields(path))
+		if err != nil {
+			panic(err) // a path of this table that is no command
+		}
+		cmd.ValidArgsFunction = f
+	}
 	return root
 }
 
