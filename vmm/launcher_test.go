@@ -118,6 +118,9 @@ func TestLauncherEnvironment(t *testing.T) {
 func TestLauncherSignals(t *testing.T) {
 	vm := launchScript(t, "/bin/sh", "-c", `trap 'kill $!; exit 7' TERM; touch ready; sleep 1000 & wait`)
 	require.NoError(t, pollUntil(t.Context(), func() (bool, error) {
+		if err := vm.check(); err != nil { // it ended before it was ready
+			return false, err
+		}
 		_, err := os.Stat(filepath.Join(vm.Dir(), "ready"))
 		return err == nil, nil
 	}))
