@@ -6,6 +6,7 @@ import (
 	"io/fs"
 
 	"cloudlet/api"
+	"cloudlet/fusefs"
 	"cloudlet/overlay"
 	"cloudlet/overlay/source"
 	"cloudlet/vmm"
@@ -38,7 +39,9 @@ func fail(err error) error {
 		return out(api.Conflict, "")
 	case source.Temporary(err):
 		return out(api.Unavailable, "see that the server can be reached, then try again")
-	case errors.Is(err, vmm.ErrNoQEMU), errors.As(err, &mismatch), errors.As(err, &space):
+	case errors.Is(err, fusefs.ErrMounted), errors.Is(err, fusefs.ErrBusy):
+		return out(api.Conflict, "")
+	case errors.Is(err, fusefs.ErrUnavailable), errors.Is(err, vmm.ErrNoQEMU), errors.As(err, &mismatch), errors.As(err, &space):
 		return out(api.Unavailable, "")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return out(api.Unavailable, "free some disk space, or choose another state folder with --state")

@@ -178,7 +178,7 @@ func (s *Service) keepOverlay(ctx context.Context, dir, name string) (out api.Ov
 	if err != nil {
 		return out, fmt.Errorf("store overlay %.12s: %w", out.ID, err)
 	}
-	return s.describeOverlay(ctx, out.ID)
+	return s.describeOverlay(context.WithoutCancel(ctx), out.ID) // it is in the store now
 }
 
 // Verified says how much of an overlay could be checked.

@@ -5,12 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"os"
+	"strconv"
 	"time"
 
 	"cloudlet/api"
 	"cloudlet/overlay"
 	"cloudlet/vmm"
+
+	"golang.org/x/sys/unix"
 )
 
 // timeline collects the steps of a synthesis.
@@ -91,6 +96,13 @@ func (s *Service) run(ctx context.Context, req api.Run, t *timeline) (in api.Ins
 
 // machineOf checks that the image can be resumed on this host, before anything is started.
 func (s *Service) machineOf(ctx context.Context, l *launchImage) (m vmm.Machine, raw json.RawMessage, err error) {
+	resumable := l.base.Resumable()
+	if n := len(l.readers); n > 0 {
+		resumable = l.readers[n-1].Manifest().State != nil
+	}
+	if !resumable {
+		return m, nil, api.Errorf(api.Invalid, "image %.12s has no device state, so it cannot be resumed", l.image.ID()).Fix("capture it again, with its device state")
+	}
 	base := l.base.Manifest()
 	if raw = base.Machine; len(l.readers) > 0 {
 		raw = l.readers[len(l.readers)-1].Manifest().Machine
@@ -121,9 +133,6 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 	state, err := l.image.State()
 	if err != nil {
 		return nil, err
-	}
-	if state == nil {
-		return nil, api.Errorf(api.Invalid, "image %.12s has no device state, so it cannot be resumed", l.image.ID()).Fix("capture it again, with its device state")
 	}
 	if err := s.mount(ctx, l); err != nil {
 		return nil, err
@@ -181,5 +190,34 @@ func checkForwards(in []api.Forward, probe *api.Probe) ([]vmm.Forward, error) {
 	if !found {
 		out = append(out, vmm.Forward{Guest: probe.Port})
 	}
-	return out, nil
+	return out, checkPorts(out)
+}
+
+// checkPorts sees early that the ports on the host can be had. QEMU has the last word.
+func checkPorts(forwards []vmm.Forward) error {
+	for _, f := range forwards {
+		if f.Host == 0 {
+			continue
+		}
+		addr := f.Addr
+		if addr == "" {
+			addr = "127.0.0.1"
+		}
+		addr = net.JoinHostPort(addr, strconv.Itoa(f.Host))
+		l, err := net.Listen("tcp4", addr)
+		switch {
+		case err == nil:
+			err = l.Close()
+		case errors.Is(err, unix.EADDRINUSE):
+			err = api.Errorf(api.Conflict, "port %s is in use", addr).Fix("choose another with -p, or leave it out to get a free one")
+		case errors.Is(err, fs.ErrPermission):
+			err = api.Errorf(api.Unavailable, "port %s may not be used by this user", addr).Fix("choose one above 1023 with -p")
+		default:
+			err = api.Errorf(api.Invalid, "port %s cannot be had: %w", addr, err).Fix("use an address of this host with -p")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

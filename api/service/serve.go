@@ -112,6 +112,9 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log,
 		Status: func() any { return MountStatus{im.Stats(), hold.Stalls()} },
 	})
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
+		return failAs(api.Invalid, err)
+	}
 	if err != nil {
 		return err
 	}
