@@ -97,7 +97,7 @@ func (s *Service) newMachine(ctx context.Context, req api.CreateBase) (vmm.Machi
 	}
 	m, err := host.Machine(req.Accelerator, req.Memory, max(req.CPUs, 1))
 	if err != nil {
-		return m, err
+		return m, failAs(api.Invalid, err)
 	}
 	m.Append, m.Kernel, m.Initrd = req.Append, req.Kernel != "", req.Initrd != ""
 	if err := m.Validate(); err != nil {
