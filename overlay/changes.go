@@ -26,6 +26,8 @@ type Changes struct {
 	// Read fills p, whole pages, from offset off, which lies in an extent that is not Zero;
 	// safe for concurrent use.
 	Read func(p []byte, off int64) error
+
+	size int64 // of the whole image; 0: not known
 }
 
 // FileChanges takes a raw image file as the launch VM's whole disk or memory. Holes are zero.
@@ -39,7 +41,7 @@ func FileChanges(f *os.File) (Changes, error) {
 	if size%PageSize != 0 {
 		return Changes{}, fmt.Errorf("image %s: its size %d is not a multiple of %d", f.Name(), size, PageSize)
 	}
-	c := Changes{Read: func(p []byte, off int64) error {
+	c := Changes{size: size, Read: func(p []byte, off int64) error {
 		if _, err := f.ReadAt(p, off); err != nil {
 			return fmt.Errorf("read image %s at %d: %w", f.Name(), off, err)
 		}
@@ -72,6 +74,9 @@ func FileChanges(f *os.File) (Changes, error) {
 
 // check refuses extents that are not aligned, ascending and within size.
 func (c *Changes) check(s Space, size int64) error {
+	if c.size != 0 && c.size != size {
+		return fmt.Errorf("changes of %s: the file has %d bytes, the parent's %s has %d", s, c.size, s, size)
+	}
 	var end int64
 	for _, e := range c.Extents {
 		if e.Off%PageSize != 0 || e.Len%PageSize != 0 || e.Len <= 0 || e.Off < end || e.Len > size-e.Off {
@@ -107,7 +112,7 @@ func imageChanges(ctx context.Context, im *Image, s Space) Changes {
 
 // over lays c over below: where both have an extent, c counts.
 func (c Changes) over(below Changes) Changes {
-	out := Changes{Read: func(p []byte, off int64) error { return c.readOver(below, p, off) }}
+	out := Changes{Read: func(p []byte, off int64) error { return c.readOver(below, p, off) }, size: c.size}
 	rest := below.Extents
 	for _, e := range c.Extents {
 		for len(rest) > 0 && rest[0].Off < e.Off {
@@ -181,4 +186,3 @@ func (c *Changes) bytes() (n int64) {
 	}
 	return n
 }
-

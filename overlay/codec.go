@@ -3,7 +3,6 @@ package overlay
 import (
 	"bytes"
 	"crypto/subtle"
-	"errors"
 	"fmt"
 	"io"
 
@@ -127,7 +126,7 @@ type zstdDecoder struct{ dec *zstd.Decoder }
 // newZstdDecoder returns a decoder that allocates limit bytes at most for one frame.
 func newZstdDecoder(limit uint64) (*zstdDecoder, error) {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(limit),
-		zstd.WithDecoderMaxWindow(max(limit, zstd.MinWindowSize)))
+		zstd.WithDecoderMaxWindow(max(limit, zstd.MinWindowSize)), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return nil, fmt.Errorf("make zstd decoder: %w", err)
 	}
@@ -147,12 +146,47 @@ func (d *zstdDecoder) decode(dst, src []byte) error {
 	if h.Skippable || !h.HasFCS || h.FrameContentSize != uint64(len(dst)) {
 		return fmt.Errorf("decode zstd: frame announces %d bytes, want %d", h.FrameContentSize, len(dst))
 	}
+	if n := uint64(len(dst)); !h.SingleSegment && h.WindowSize > max(zstd.MinWindowSize, n+n/8) { // windows come in steps of 1/8
+		return fmt.Errorf("decode zstd: frame of %d bytes has a window of %d", n, h.WindowSize)
+	}
+	if err := checkZstdEnd(src, &h); err != nil {
+		return fmt.Errorf("decode zstd: %w", err)
+	}
 	out, err := d.dec.DecodeAll(src, dst[:0])
 	if err != nil {
 		return fmt.Errorf("decode zstd: %w", err)
 	}
 	if len(out) != len(dst) || len(out) > 0 && &out[0] != &dst[0] {
 		return fmt.Errorf("decode zstd: have %d bytes, want %d", len(out), len(dst))
+	}
+	return nil
+}
+
+// checkZstdEnd refuses src unless it ends where its first zstd frame does: the decoder
+// would go on with the next, and says nothing of one without content.
+func checkZstdEnd(src []byte, h *zstd.Header) error {
+	rest := src[h.HeaderSize:]
+	for last := false; !last; {
+		if len(rest) < 3 {
+			return io.ErrUnexpectedEOF
+		}
+		block := uint32(rest[0]) | uint32(rest[1])<<8 | uint32(rest[2])<<16
+		last = block&1 != 0
+		n := int(block >> 3)
+		if block>>1&3 == 1 { // one byte, repeated
+			n = 1
+		}
+		if len(rest) < 3+n {
+			return io.ErrUnexpectedEOF
+		}
+		rest = rest[3+n:]
+	}
+	sum := 0
+	if h.HasCheckSum {
+		sum = 4
+	}
+	if len(rest) != sum {
+		return fmt.Errorf("%d bytes behind the blocks of the frame, want %d", len(rest), sum)
 	}
 	return nil
 }
@@ -172,40 +206,6 @@ func (d *zstdDecoder) decodeFrame(c Codec, dst, src []byte) error {
 		return decodeXZ(dst, src)
 	}
 	return fmt.Errorf("unknown codec %d", c)
-}
-
-// decodeXZ fills dst from one .xz stream. It looks at the block header first: the decoder
-// allocates the dictionary that the header names, up to 4 GiB.
-func decodeXZ(dst, src []byte) error {
-	// Stream header 12 bytes; block header: size, flags (0: one filter, no sizes), filter
-	// 0x21 (LZMA2), one property byte: the dictionary, 2|(b&1) << (b/2+11) bytes.
-	const dictOff = 16
-	if len(src) <= dictOff {
-		return errors.New("decode xz: stream is too short")
-	}
-	if src[13] != 0 || src[14] != 0x21 || src[15] != 1 {
-		return errors.New("decode xz: want one block with the LZMA2 filter alone")
-	}
-	b := src[dictOff]
-	if b > 40 || uint64(2|b&1)<<(b/2+11) > MaxFramePages*PageSize {
-		return fmt.Errorf("decode xz: dictionary code %d is over the limit", b)
-	}
-	in := bytes.NewReader(src)
-	r, err := xz.ReaderConfig{SingleStream: true, DictCap: 4096}.NewReader(in)
-	if err != nil {
-		return fmt.Errorf("decode xz: %w", err)
-	}
-	if _, err := io.ReadFull(r, dst); err != nil {
-		return fmt.Errorf("decode xz: %w", err)
-	}
-	var more [1]byte
-	if n, err := r.Read(more[:]); n != 0 || err != io.EOF {
-		return fmt.Errorf("decode xz: stream goes on behind %d bytes (%v)", len(dst), err)
-	}
-	if in.Len() != 0 {
-		return fmt.Errorf("decode xz: %d bytes behind the stream", in.Len())
-	}
-	return nil
 }
 
 // xorBytes sets dst to dst XOR with.

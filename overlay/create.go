@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"path/filepath"
 	"runtime"
 )
 
@@ -46,18 +47,27 @@ const dedupEntries = 1 << 20
 // worker, the dedup tables, and about 20 bytes for each page of the overlay. Where the
 // parent's chain has MaxDepth overlays the result contains them all and sits on the base.
 func Create(ctx context.Context, path string, l Launch, o CreateOptions) (*Created, error) {
-	c, err := newCreation(ctx, l, o)
-	if err == nil {
-		err = c.scan(ctx)
-	}
-	var made *Created
-	if err == nil {
-		made, err = c.write(ctx, path)
-	}
+	made, err := createAt(ctx, path, l, o)
 	if err != nil {
-		return nil, fmt.Errorf("create overlay %s: %w", path, err)
+		return nil, fmt.Errorf("create overlay %s: %w", path, baseSpaceError(path, err))
 	}
 	return made, nil
+}
+
+func createAt(ctx context.Context, path string, l Launch, o CreateOptions) (made *Created, err error) {
+	spool, err := newSpool(filepath.Dir(path)) // first: it shows whether the folder takes files
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, spool.Close()) }()
+	c, err := newCreation(ctx, l, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.scan(ctx); err != nil {
+		return nil, err
+	}
+	return c.write(ctx, path, spool)
 }
 
 // creation is one run of Create.
@@ -91,6 +101,9 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err != nil {
 		return nil, fmt.Errorf("machine configuration: %w", err)
 	}
+	if len(l.State) == 0 {
+		l.State = nil
+	}
 	if len(l.Parent.chain) == MaxDepth {
 		l.Memory = l.Memory.over(imageChanges(ctx, l.Parent, Memory))
 		l.Disk = l.Disk.over(imageChanges(ctx, l.Parent, Disk))
@@ -119,6 +132,9 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if l.State != nil {
 		h := Sum(l.State)
 		c.manifest.State = &h
+	}
+	if b, err := c.manifest.marshal(); err != nil || len(b) > maxManifest/2 {
+		return nil, errors.Join(err, fmt.Errorf("machine configuration: it makes a manifest of %d bytes, over the limit of %d", len(b), maxManifest/2))
 	}
 	c.manifest.newIdentity(c.identity)
 	if c.prints, err = p.base.Fingerprints(ctx, o.Progress); err != nil {

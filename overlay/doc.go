@@ -69,7 +69,8 @@
 //	depth              1 on a base, parent's depth + 1 otherwise; at most 8
 //	memory_size,       bytes, multiples of 4096, equal to the base's
 //	disk_size
-//	machine            machine configuration, opaque here, compact JSON of at most 64 KiB
+//	machine            machine configuration, opaque here, JSON of at most 64 KiB when it is
+//	                   compact and <, >, &, U+2028 and U+2029 are \u escapes
 //	strategy           how the frames were encoded, see [Strategy]; encoder and version
 //	members            per member: size as stored, SHA-256 as stored and, for index, state
 //	                   and profile, the decoded size; "frames" has a size only, its bytes
@@ -129,7 +130,7 @@
 //
 //	"cloudlet-overlay-1\n"
 //	parent id                        32 bytes
-//	SHA-256 of machine               32 bytes
+//	SHA-256 of machine, compact      32 bytes
 //	SHA-256 of the decoded state     32 bytes, zero without a state
 //	memory size, disk size           2 * 8 bytes
 //	for each page that differs from the parent's, by ascending address:

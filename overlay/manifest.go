@@ -110,6 +110,9 @@ func (m *Manifest) marshal() ([]byte, error) {
 
 // parseManifest accepts exactly what marshal writes, within the limits.
 func parseManifest(b []byte) (*Manifest, error) {
+	if len(b) > maxManifest {
+		return nil, fmt.Errorf("%w: manifest.json has %d bytes, over the limit of %d", ErrFormat, len(b), maxManifest)
+	}
 	var version struct {
 		Format  string `json:"format"`
 		Version int    `json:"version"`
@@ -153,15 +156,18 @@ func (m *Manifest) compactMachine() error {
 	return nil
 }
 
+// compactJSON returns raw in the one spelling that is hashed and survives a manifest: compact,
+// and with the escapes that marshal puts into it.
 func compactJSON(raw json.RawMessage) (json.RawMessage, error) {
-	if len(raw) > maxMachine {
-		return nil, fmt.Errorf("%d bytes are over the limit of %d", len(raw), maxMachine)
-	}
-	var b bytes.Buffer
-	if err := json.Compact(&b, raw); err != nil {
+	var compact, escaped bytes.Buffer
+	if err := json.Compact(&compact, raw); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), nil
+	json.HTMLEscape(&escaped, compact.Bytes())
+	if escaped.Len() > maxMachine {
+		return nil, fmt.Errorf("%d bytes are over the limit of %d", escaped.Len(), maxMachine)
+	}
+	return escaped.Bytes(), nil
 }
 
 func checkImageSize(s Space, n int64) error {

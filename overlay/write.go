@@ -129,27 +129,34 @@ func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32
 	return x, crc, err
 }
 
-// write encodes the frames into a spool file, whose sizes and hashes the head needs, then
-// writes the overlay: head, frames, directory.
-func (c *creation) write(ctx context.Context, path string) (made *Created, err error) {
-	dir := filepath.Dir(path)
-	spool, err := os.CreateTemp(dir, ".frames-*")
+// newSpool returns a file in dir that has no name, so that nothing is left of it.
+func newSpool(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, ".frames-*")
 	if err != nil {
 		return nil, fmt.Errorf("make temporary file: %w", err)
 	}
-	defer func() { err = errors.Join(err, spool.Close(), os.Remove(spool.Name())) }()
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(fmt.Errorf("unlink temporary file: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// write encodes the frames into the spool file, for the head needs their sizes and hashes,
+// then writes the overlay: head, frames, directory.
+func (c *creation) write(ctx context.Context, path string, spool *os.File) (*Created, error) {
 	x, crc, err := c.spoolFrames(ctx, spool)
 	if err != nil {
 		return nil, err
 	}
 	m := &c.manifest
+	index := x.marshal()
 	var bodies [memberCount][]byte
 	for _, part := range []struct {
 		i      int
 		body   []byte
 		member *Member
 	}{
-		{memberIndex, x.marshal(), &m.Members.Index},
+		{memberIndex, index, &m.Members.Index},
 		{memberState, c.l.State, &m.Members.State},
 		{memberProfile, marshalProfile(c.l.Profile), &m.Members.Profile},
 	} {
@@ -159,6 +166,9 @@ func (c *creation) write(ctx context.Context, path string) (made *Created, err e
 	}
 	if m.Members.Index.Decoded > maxIndex {
 		return nil, fmt.Errorf("index of %d pages has %d bytes, over the limit of %d", len(x.stored)+len(x.refs), m.Members.Index.Decoded, maxIndex)
+	}
+	if _, err := parseIndex(index, m); err != nil {
+		return nil, fmt.Errorf("check what was made: %w", err)
 	}
 	m.Stats = x.stats(m)
 	if bodies[memberManifest], err = m.marshal(); err != nil {
