@@ -1,0 +1,140 @@
+package appguest
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Console runs commands at the root prompt of a guest's serial console. It is used from
+// one goroutine at a time.
+type Console struct {
+	conn net.Conn
+	in   *bufio.Reader
+	mark string // no command prints it by chance
+}
+
+// handshake bounds the wait for a shell's first answer: seconds, unless nobody is logged in
+// or somebody else holds the socket.
+const handshake = 30 * time.Second
+
+// OpenConsole connects to a serial console's unix socket, where a root shell must wait at
+// its prompt, and starts a shell of its own there. Close it to give the console back.
+func OpenConsole(ctx context.Context, socket string) (*Console, error) {
+	conn, err := dial(ctx, socket)
+	if err != nil {
+		return nil, fmt.Errorf("open console %s: %w", socket, err)
+	}
+	c := &Console{conn: conn, in: bufio.NewReader(conn), mark: rand.Text()}
+	bound, cancel := context.WithTimeout(ctx, handshake)
+	defer cancel()
+	// The echo of what is typed cannot be switched off before the first lines are echoed.
+	err = c.send(bound, "\nexport PS1=; sh\nstty -echo; PS1=; PS2=\n")
+	if err == nil {
+		err = c.Run(bound, "true", io.Discard)
+	}
+	if err != nil {
+		if ctx.Err() == nil && bound.Err() != nil {
+			err = errors.New("no shell answers (remedy: wait until the guest shows its root prompt, and disconnect whoever else uses the console)")
+		}
+		return nil, errors.Join(fmt.Errorf("open console %s: %w", socket, err), conn.Close())
+	}
+	return c, nil
+}
+
+// dial connects to a unix socket whose path may be longer than a socket address holds.
+func dial(ctx context.Context, socket string) (net.Conn, error) {
+	dir, err := os.Open(filepath.Dir(socket))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close() // read only: nothing is lost
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket)))
+}
+
+// Run runs a line of shell with empty input, copies what it prints to log, and returns when
+// it has ended: an error if its exit code is not 0, with the last lines that it printed.
+// When ctx ends first, the command goes on and the console is only good for Close.
+func (c *Console) Run(ctx context.Context, line string, log io.Writer) error {
+	const longest = 2000 // a terminal takes 4095 bytes a line
+	if len(line) > longest || strings.ContainsAny(line, "\n\r") {
+		return fmt.Errorf("run %.40q in guest: more than %d bytes, or not one line", line, longest)
+	}
+	// In two words, so that an echo of the line does not look like the end.
+	if err := c.send(ctx, fmt.Sprintf("{ %s\n} </dev/null; echo %s'-end' $?\n", line, c.mark)); err != nil {
+		return fmt.Errorf("run %q in guest: %w", line, err)
+	}
+	var tail []string
+	for {
+		text, err := c.line(ctx)
+		if err != nil {
+			return fmt.Errorf("run %q in guest: %w", line, err)
+		}
+		before, after, found := strings.Cut(text, c.mark+"-end ")
+		if before != "" {
+			fmt.Fprintln(log, before)
+			tail = append(tail[max(0, len(tail)-9):len(tail):len(tail)], before)
+		}
+		if !found {
+			continue
+		}
+		if code := strings.TrimSpace(after); code != "0" {
+			return fmt.Errorf("run %q in guest: exit code %s: %s", line, code, strings.Join(slices.Clip(tail), "; "))
+		}
+		return nil
+	}
+}
+
+// Close ends the shell that OpenConsole started and disconnects.
+func (c *Console) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return errors.Join(c.send(ctx, "\x03\nstty echo\nexit\nexport PS1='# '\n"), c.conn.Close())
+}
+
+func (c *Console) send(ctx context.Context, text string) error {
+	defer c.bound(ctx)()
+	_, err := io.WriteString(c.conn, text)
+	return cause(ctx, err)
+}
+
+func (c *Console) line(ctx context.Context) (string, error) {
+	defer c.bound(ctx)()
+	text, err := c.in.ReadString('\n')
+	if errors.Is(err, io.EOF) && ctx.Err() == nil {
+		err = errors.New("the console is gone: the VM has ended")
+	}
+	return strings.TrimRight(text, "\r\n"), cause(ctx, err)
+}
+
+// bound lets reads and writes fail once ctx ends, until the returned function is called.
+func (c *Console) bound(ctx context.Context) (release func()) {
+	past := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.conn.SetDeadline(time.Unix(1, 0)) // fails on a closed connection only
+		close(past)
+	})
+	return func() {
+		if !stop() {
+			<-past
+			_ = c.conn.SetDeadline(time.Time{})
+		}
+	}
+}
+
+func cause(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
