@@ -42,7 +42,7 @@ func (s *Service) createBase(ctx context.Context, req api.CreateBase, ready func
 	if err != nil {
 		return out, err
 	}
-	defer func() { err = errors.Join(err, st.drop()) }()
+	defer func() { err = errors.Join(s.spaceError(err), st.drop()) }()
 	dir, vmDir := filepath.Join(st.dir, "base"), filepath.Join(st.dir, "vm")
 	for _, d := range []string{dir, vmDir} {
 		if err := os.Mkdir(d, 0o700); err != nil {

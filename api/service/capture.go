@@ -44,7 +44,7 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	if err != nil {
 		return out, err
 	}
-	defer func() { err = errors.Join(err, st.drop()) }()
+	defer func() { err = errors.Join(s.spaceError(err), st.drop()) }()
 	path := filepath.Join(st.dir, "overlay")
 	if out.Pause, err = s.capture(ctx, r, vm, l, st.dir, path, overlay.CreateOptions{Strategy: strategy, Progress: overlay.Progress(p)}); err != nil {
 		return out, fmt.Errorf("capture instance %s: %w", r.ID, err)

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const remedySpace = "free some disk space, or choose another state folder with --state"
+
 // fail turns any error into an *api.Error, by what is in its chain. It is the one place
 // where errors of the parts get a code and, where they bring none, a remedy.
 func fail(err error) error {
@@ -44,7 +46,7 @@ func fail(err error) error {
 	case errors.Is(err, fusefs.ErrUnavailable), errors.Is(err, vmm.ErrNoQEMU), errors.As(err, &mismatch), errors.As(err, &space):
 		return out(api.Unavailable, "")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return out(api.Unavailable, "free some disk space, or choose another state folder with --state")
+		return out(api.Unavailable, remedySpace)
 	case errors.Is(err, fs.ErrPermission):
 		return out(api.Unavailable, "run as a user who may, or as root")
 	case errors.Is(err, errLocked):
@@ -67,4 +69,17 @@ func failAs(code api.Code, err error) error {
 		e.Code = code
 	}
 	return err
+}
+
+// spaceError says of an error that the store's file system is full, where it is: a QEMU whose
+// files cannot grow dies of it without a word. Ask before anything is removed.
+func (s *Service) spaceError(err error) error {
+	var st unix.Statfs_t
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, unix.ENOSPC) || unix.Statfs(s.cfg.Dir, &st) != nil {
+		return err
+	}
+	if int64(st.Bavail)*st.Bsize >= 1<<20 {
+		return err
+	}
+	return api.Errorf(api.Unavailable, "%w; no space is left in %s", err, s.cfg.Dir).Fix(remedySpace)
 }

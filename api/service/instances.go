@@ -73,6 +73,9 @@ func (s *Service) newRecord(ctx context.Context, req api.Run, l *launchImage, ma
 		}
 		return s.writeRecord(r)
 	})
+	if err != nil && lk != nil {
+		err = errors.Join(s.spaceError(err), os.RemoveAll(s.instancePath(r.ID)))
+	}
 	return r, lk, err
 }
 

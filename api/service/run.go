@@ -69,7 +69,7 @@ func (s *Service) run(ctx context.Context, req api.Run, t *timeline) (in api.Ins
 	keep := false
 	defer func() {
 		if err != nil && !keep {
-			err = errors.Join(err, s.undo(r))
+			err = errors.Join(s.spaceError(err), s.undo(r))
 		}
 	}()
 	vm, err := s.resume(ctx, r, l, machine, forwards, req.Paused, t)
@@ -166,8 +166,12 @@ const undoBound = 30 * time.Second
 func (s *Service) undo(r *record) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoBound)
 	defer cancel()
-	_, err := s.end(ctx, r, api.Stopped, "did not start")
-	return errors.Join(err, s.locked(ctx, func() error { return os.RemoveAll(s.instancePath(r.ID)) }))
+	if err := s.destroyVM(ctx, s.instancePath(r.ID, "vm")); err != nil {
+		return err // the record stays, so that it is tried again
+	}
+	// Nothing is written here: the file system may be full.
+	err := s.locked(ctx, func() error { return os.RemoveAll(s.instancePath(r.ID)) })
+	return errors.Join(err, s.releaseMount(ctx, r.Mount))
 }
 
 // checkForwards translates forwards and sees that the probe's port is among them.
