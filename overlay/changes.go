@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sort"
 
 	"golang.org/x/sys/unix"
 )
@@ -113,7 +114,7 @@ func imageChanges(ctx context.Context, im *Image, s Space) Changes {
 // over lays c over below: where both have an extent, c counts.
 func (c Changes) over(below Changes) Changes {
 	out := Changes{Read: func(p []byte, off int64) error { return c.readOver(below, p, off) }, size: c.size}
-	rest := below.Extents
+	rest := slices.Clone(below.Extents)
 	for _, e := range c.Extents {
 		for len(rest) > 0 && rest[0].Off < e.Off {
 			b := rest[0]
@@ -128,29 +129,26 @@ func (c Changes) over(below Changes) Changes {
 	return out
 }
 
-// skipTo returns the extents from off on; it leaves its argument as it is.
+// skipTo returns the extents from off on; it cuts the first of them where it must.
 func skipTo(ext []Extent, off int64) []Extent {
 	for len(ext) > 0 && ext[0].Off+ext[0].Len <= off {
 		ext = ext[1:]
 	}
-	if len(ext) == 0 || ext[0].Off >= off {
-		return ext
+	if len(ext) > 0 && ext[0].Off < off {
+		ext[0].Off, ext[0].Len = off, ext[0].Off+ext[0].Len-off
 	}
-	first := Extent{Off: off, Len: ext[0].Off + ext[0].Len - off, Zero: ext[0].Zero}
-	return append([]Extent{first}, ext[1:]...)
+	return ext
 }
 
 func (c Changes) readOver(below Changes, p []byte, off int64) error {
 	for len(p) > 0 {
 		from, zero, n := below, false, int64(len(p))
-		for _, e := range c.Extents {
-			if e.Off > off {
+		i := sort.Search(len(c.Extents), func(i int) bool { return c.Extents[i].Off+c.Extents[i].Len > off })
+		if i < len(c.Extents) {
+			if e := c.Extents[i]; e.Off > off {
 				n = min(n, e.Off-off)
-				break
-			}
-			if off < e.Off+e.Len {
+			} else {
 				from, zero, n = c, e.Zero, min(n, e.Off+e.Len-off)
-				break
 			}
 		}
 		if zero {
@@ -161,6 +159,47 @@ func (c Changes) readOver(below Changes, p []byte, off int64) error {
 		p, off = p[n:], off+n
 	}
 	return nil
+}
+
+// withoutHoles returns c without the zeros that need no look at the parent: where the base's
+// file has a hole too, and no overlay of im changes it.
+func (c Changes) withoutHoles(ctx context.Context, im *Image, s Space) Changes {
+	if !slices.ContainsFunc(c.Extents, func(e Extent) bool { return e.Zero }) {
+		return c
+	}
+	data := imageChanges(ctx, im, s).over(Changes{Extents: im.base.dataExtents(s)}).Extents
+	var out []Extent
+	for _, e := range c.Extents {
+		if !e.Zero {
+			out = append(out, e)
+			continue
+		}
+		for len(data) > 0 && data[0].Off+data[0].Len <= e.Off {
+			data = data[1:]
+		}
+		for _, d := range data {
+			if d.Off >= e.Off+e.Len {
+				break
+			}
+			from := max(d.Off, e.Off)
+			out = append(out, Extent{Off: from, Len: min(d.Off+d.Len, e.Off+e.Len) - from, Zero: true})
+		}
+	}
+	c.Extents = out
+	return c
+}
+
+// dataExtents returns where the file of image s may hold more than zeros.
+func (b *Base) dataExtents(s Space) (ext []Extent) {
+	size := b.Size(s)
+	for off := int64(0); off < size; {
+		start, end := baseExtent(b.images[s].file, off, size)
+		if start < end {
+			ext = append(ext, Extent{Off: start, Len: end - start})
+		}
+		off = end
+	}
+	return ext
 }
 
 // scanChunk is the size of one step of the scan, in bytes.

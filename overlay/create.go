@@ -117,6 +117,8 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err := errors.Join(l.Memory.check(Memory, p.Size(Memory)), l.Disk.check(Disk, p.Size(Disk))); err != nil {
 		return nil, err
 	}
+	l.Memory = l.Memory.withoutHoles(ctx, p, Memory)
+	l.Disk = l.Disk.withoutHoles(ctx, p, Disk)
 	holds := func(a Addr) bool { return a.Offset() < p.Size(a.Space()) }
 	if err := checkProfile(l.Profile, holds); err != nil {
 		return nil, err
