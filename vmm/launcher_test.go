@@ -211,3 +211,24 @@ func TestRemedies(t *testing.T) {
 	}
 	require.Empty(t, remedyFor("something never seen"))
 }
+
+// TestDestroyInBeforeMonitor: a VM whose starter was killed before QEMU's monitor was there
+// cannot be asked for its ports, and ends all the same.
+func TestDestroyInBeforeMonitor(t *testing.T) {
+	dir := newDir(t, "vm")
+	q := testQEMU(t, "")
+	require.NoError(t, q.DestroyIn(t.Context(), dir), "nothing there")
+	info := vmInfo{Version: 1, Machine: testMachine(), Forwards: []Forward{{Addr: "127.0.0.1", Guest: 80}}}
+	require.NoError(t, writeJSON(dir, vmFile, info))
+	require.NoError(t, writeJSON(dir, launchFile, launch{Argv: []string{"/bin/sleep", "60"}}))
+	vm := &VM{q: q, dir: dir}
+	require.NoError(t, vm.launch())
+	require.NoError(t, q.DestroyIn(t.Context(), dir))
+	<-vm.reaped
+	p, err := readProcesses(dir)
+	require.NoError(t, err)
+	require.NotZero(t, p.QEMU.PID)
+	alive, err := p.QEMU.alive()
+	require.NoError(t, err)
+	require.False(t, alive)
+}

@@ -50,19 +50,52 @@ const (
 // returned as well; its Wait says how it ended. A VM that was left stopped by a capture
 // whose process was killed runs again.
 func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
+	vm, err := q.find(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("adopt VM: %w", err)
+	}
+	if err := errors.Join(vm.adoptPorts(ctx), vm.recoverCapture(ctx)); err != nil {
+		return nil, fmt.Errorf("adopt VM: %w", err)
+	}
+	return vm, nil
+}
+
+// DestroyIn kills the VM of a folder, at whatever step of its start, and waits until it is
+// gone. A folder without a VM, and a VM that has ended, are no error.
+func (q *QEMU) DestroyIn(ctx context.Context, dir string) error {
+	vm, err := q.find(ctx, dir)
+	if errors.Is(err, errNoVM) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("destroy VM: %w", err)
+	}
+	return vm.Destroy(ctx)
+}
+
+// errNoVM means that a folder never held a VM that was started.
+var errNoVM = errors.New("it holds none")
+
+// find reads the folder of a VM. It waits for a launcher that was started and has not yet
+// told of its QEMU, but needs no QEMU that answers.
+func (q *QEMU) find(ctx context.Context, dir string) (*VM, error) {
 	dir, err := absolute("folder", dir)
 	if err != nil {
 		return nil, err
 	}
 	vm := &VM{q: q, dir: dir}
-	if err := readJSON(dir, vmFile, &vm.info); err != nil {
-		return nil, fmt.Errorf("adopt VM: folder %s holds none: %w", dir, err)
+	err = readJSON(dir, vmFile, &vm.info)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("folder %s: %w: %w", dir, errNoVM, err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if vm.info.Version != 1 {
-		return nil, fmt.Errorf("adopt VM: %s has version %d, this program knows 1: use a newer program", vmFile, vm.info.Version)
+		return nil, fmt.Errorf("%s has version %d, this program knows 1: use a newer program", vmFile, vm.info.Version)
 	}
 	if err := vm.info.Machine.Validate(); err != nil {
-		return nil, fmt.Errorf("adopt VM: %w", err)
+		return nil, err
 	}
 	// A launcher that has just begun will tell of its QEMU in a moment.
 	err = pollUntil(ctx, func() (bool, error) {
@@ -77,10 +110,7 @@ func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 		return !starting, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("adopt VM: %w", err)
-	}
-	if err := errors.Join(vm.adoptPorts(ctx), vm.recoverCapture(ctx)); err != nil {
-		return nil, fmt.Errorf("adopt VM: %w", err)
+		return nil, err
 	}
 	return vm, nil
 }

@@ -127,9 +127,5 @@ func (s *Service) destroyVM(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return ignoreMissing(err)
 	}
-	vm, err := s.qemu.Adopt(ctx, dir)
-	if err != nil {
-		return ignoreMissing(err)
-	}
-	return vm.Destroy(ctx)
+	return s.qemu.DestroyIn(ctx, dir)
 }
