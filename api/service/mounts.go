@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,10 +35,7 @@ func (s *Service) mount(ctx context.Context, l *launchImage) error {
 	key := mountKey(l.image.ID().String())
 	spec := l.spec(s.mountPath(key, "fs"))
 	spec.Socket, spec.Alive = s.mountPath(key, "control"), s.mountPath(key, "alive")
-	if err := os.MkdirAll(s.mountPath(key), 0o700); err != nil {
-		return err
-	}
-	lk, err := waitLock(ctx, s.mountPath(key), unix.LOCK_EX)
+	lk, err := s.lockMount(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -58,6 +56,20 @@ func (s *Service) mount(ctx context.Context, l *launchImage) error {
 		return err
 	}
 	return s.startMount(ctx, key, lk)
+}
+
+// lockMount makes the folder of a mount and takes its lock. The end of an earlier mount may
+// remove the folder in between: then it is made again.
+func (s *Service) lockMount(ctx context.Context, key string) (*lock, error) {
+	for {
+		if err := os.MkdirAll(s.mountPath(key), 0o700); err != nil {
+			return nil, err
+		}
+		lk, err := waitLock(ctx, s.mountPath(key), unix.LOCK_EX)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return lk, err
+		}
+	}
 }
 
 // startMount runs the mount process of the store's mount and waits until it serves.

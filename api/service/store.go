@@ -38,6 +38,8 @@ func tryLock(path string, how int) (*lock, error) {
 	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = errLocked
+	} else if err == nil {
+		err = sameFile(f, path)
 	}
 	if err != nil {
 		f.Close()
@@ -61,6 +63,19 @@ func waitLock(ctx context.Context, path string, how int) (*lock, error) {
 			return nil, fmt.Errorf("wait for the lock of %s: %w", path, context.Cause(ctx))
 		}
 	}
+}
+
+// sameFile returns an error if path is not f any more: whoever held its lock has removed it.
+func sameFile(f *os.File, path string) error {
+	have, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(path)
+	if err == nil && !os.SameFile(have, now) {
+		err = fs.ErrNotExist
+	}
+	return err
 }
 
 // lockForLife takes the exclusive lock of path until this process is gone: its descriptor is
