@@ -61,7 +61,10 @@ func (e *CorruptFrameError) Unwrap() error { return e.Err }
 // Is makes errors.Is(err, ErrFormat) true.
 func (e *CorruptFrameError) Is(target error) bool { return target == ErrFormat }
 
-const headChunk = 256 << 10
+const (
+	headChunk = 256 << 10 // what Open reads first
+	headStep  = 8 << 20   // the most that it reads at once
+)
 
 // Open reads and checks the head of an overlay: manifest, index, state and profile, and that
 // the file is as long as they say. It does not read the frames; see [Reader.Verify]. The
@@ -84,6 +87,9 @@ func (r *Reader) open(ctx context.Context) (err error) {
 	m := r.manifest
 	want := [memberCount]int64{r.members[memberManifest].size, m.Members.Index.Size, m.Members.State.Size,
 		m.Members.Profile.Size, m.Members.Frames.Size}
+	if err := r.fillHead(ctx, &want); err != nil {
+		return err
+	}
 	hashes := [memberCount]Hash{memberIndex: m.Members.Index.SHA256, memberState: m.Members.State.SHA256, memberProfile: m.Members.Profile.SHA256}
 	for i := memberIndex; i < memberCount; i++ {
 		if err := r.openMember(ctx, i, want[i]); err != nil {
@@ -168,22 +174,50 @@ func (r *Reader) openMember(ctx context.Context, i int, want int64) error {
 	return r.fill(ctx, m.data+m.size)
 }
 
-// fill brings the first n bytes of the file into r.head, in chunks.
+// fill brings the first n bytes of the file into r.head, a chunk at least. What a source
+// promises and does not bring costs the memory of one step.
 func (r *Reader) fill(ctx context.Context, n int64) error {
 	have := int64(len(r.head))
 	if n <= have {
 		return nil
 	}
 	n = min(max(n, have+headChunk), r.src.Size())
-	if n <= have {
-		return nil
+	for have < n {
+		step := min(n-have, headStep)
+		r.head = append(r.head, make([]byte, step)...)
+		if err := r.read(ctx, r.head[have:], have); err != nil {
+			return fmt.Errorf("read head: %w", err)
+		}
+		have += step
 	}
-	r.head = append(r.head, make([]byte, n-have)...)
-	if _, err := r.src.ReadAt(ctx, r.head[have:], have); err != nil && err != io.EOF {
-		return fmt.Errorf("read head: %w", err)
-	}
-	r.stats.fetched.Add(n - have)
 	return nil
+}
+
+// fillHead brings the whole head into r.head at once: where it ends follows from the sizes
+// of the members.
+func (r *Reader) fillHead(ctx context.Context, sizes *[memberCount]int64) error {
+	end := r.members[memberManifest].data + sizes[memberManifest]
+	for i := memberIndex; i < memberCount; i++ {
+		m, _ := layoutMember(memberNames[i], 0, sizes[i], end, i == memberFrames)
+		end = m.data
+		if i != memberFrames {
+			end += m.size
+		}
+	}
+	return r.fill(ctx, end)
+}
+
+// read fills p from the source, whose end is an error here: the file says how long it is.
+func (r *Reader) read(ctx context.Context, p []byte, off int64) error {
+	n, err := r.src.ReadAt(ctx, p, off)
+	r.stats.fetched.Add(int64(n))
+	switch {
+	case n == len(p) && err == io.EOF:
+		return nil
+	case n != len(p) && (err == nil || err == io.EOF):
+		return fmt.Errorf("source brings %d of %d bytes at %d: %w", n, len(p), off, io.ErrUnexpectedEOF)
+	}
+	return err
 }
 
 // from returns the bytes of the head from off on, which may be none.
@@ -277,11 +311,9 @@ func (r *Reader) readFrame(ctx context.Context, i int) ([]byte, error) {
 	f := &r.index.frames[i]
 	b := make([]byte, f.encoded)
 	for try := 0; ; try++ {
-		_, err := r.src.ReadAt(ctx, b, r.members[memberFrames].data+f.offset)
-		if err != nil {
+		if err := r.read(ctx, b, r.members[memberFrames].data+f.offset); err != nil {
 			return nil, fmt.Errorf("read frame %d of overlay %.12s: %w", i, r.ID(), err)
 		}
-		r.stats.fetched.Add(int64(len(b)))
 		if Sum(b) == f.hash {
 			return b, nil
 		}
@@ -347,7 +379,7 @@ func runLength(addrs []Addr, limit int) int {
 func (r *Reader) verifyDirectory(ctx context.Context) error {
 	want := zipDirectory(r.members[:])
 	have := make([]byte, len(want))
-	if _, err := r.src.ReadAt(ctx, have, r.src.Size()-int64(len(have))); err != nil && err != io.EOF {
+	if err := r.read(ctx, have, r.src.Size()-int64(len(have))); err != nil {
 		return fmt.Errorf("read zip directory: %w", err)
 	}
 	if !bytes.Equal(have, want) {
