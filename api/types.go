@@ -164,6 +164,14 @@ type CreatedOverlay struct {
 	Took   float64 `json:"seconds"`
 }
 
+// Check is one thing that a host must have, and whether it does.
+type Check struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
 // Progress is told how far a long call has come: phase, and done of total bytes (0: not
 // known). Calls come one at a time. It may be nil.
 type Progress func(phase string, done, total int64)

@@ -129,7 +129,7 @@ A first walk:
 	flags.BoolVar(&env.json, "json", false, "print facts, and errors, as JSON")
 	flags.BoolVarP(&env.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddCommand(
-		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env),
+		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env), newDoctor(env),
 		newVerb(env, "pause", "Stop the CPUs of an instance", (*service.Service).Pause),
 		newVerb(env, "continue", "Let a paused instance run on", (*service.Service).Continue),
 		newVerb(env, "reset", "Reset the guest of an instance: it boots anew", (*service.Service).Reset),
