@@ -3,6 +3,8 @@ package overlay
 import (
 	"container/list"
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
 )
 
@@ -68,7 +70,7 @@ func (c *frameCache) get(ctx, life context.Context, key frameKey, load func(cont
 func (c *frameCache) load(ctx context.Context, el *list.Element, load func(context.Context) ([]byte, error)) {
 	defer c.wg.Done()
 	f := el.Value.(*cachedFrame)
-	pages, err := load(ctx)
+	pages, err := survive(ctx, load)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f.pages, f.err = pages, err
@@ -86,6 +88,17 @@ func (c *frameCache) load(ctx context.Context, el *list.Element, load func(conte
 		}
 		old = prev
 	}
+}
+
+// survive calls load and makes an error of a panic: decoders are given a stranger's bytes,
+// and the process may serve the memory of running guests.
+func survive(ctx context.Context, load func(context.Context) ([]byte, error)) (pages []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			pages, err = nil, fmt.Errorf("load frame: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return load(ctx)
 }
 
 func (c *frameCache) removeLocked(el *list.Element) {

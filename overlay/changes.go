@@ -24,8 +24,8 @@ type Extent struct {
 type Changes struct {
 	// Extents are ascending and do not overlap. Outside of them the image is the parent's.
 	Extents []Extent
-	// Read fills p, whole pages, from offset off, which lies in an extent that is not Zero;
-	// safe for concurrent use.
+	// Read fills p, whole pages, from offset off; they lie in extents that are not Zero, and
+	// may span several that follow one another; safe for concurrent use.
 	Read func(p []byte, off int64) error
 
 	size int64 // of the whole image; 0: not known

@@ -28,6 +28,8 @@ type CreateOptions struct {
 	Strategy Strategy // the zero value is "balanced"
 	Workers  int      // 0: one for each core
 	Progress Progress
+
+	dedup int // 0: dedupEntries
 }
 
 // Created says what Create has made.
@@ -76,6 +78,7 @@ type creation struct {
 	strategy Strategy
 	workers  int
 	progress Progress
+	dedup    int // entries in each of parent and self
 	manifest Manifest
 	prints   *Fingerprints
 	identity hash.Hash
@@ -87,6 +90,9 @@ type creation struct {
 }
 
 func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, error) {
+	if o.dedup == 0 {
+		o.dedup = dedupEntries
+	}
 	if o.Strategy == (Strategy{}) {
 		o.Strategy, _ = ParseStrategy("")
 	}
@@ -123,7 +129,7 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err := checkProfile(l.Profile, holds); err != nil {
 		return nil, err
 	}
-	c := &creation{l: l, strategy: o.Strategy, workers: o.Workers, progress: o.Progress, identity: sha256.New(), self: make(map[Hash]Addr)}
+	c := &creation{l: l, strategy: o.Strategy, workers: o.Workers, progress: o.Progress, dedup: o.dedup, identity: sha256.New(), self: make(map[Hash]Addr)}
 	if c.workers <= 0 {
 		c.workers = runtime.GOMAXPROCS(0)
 	}
@@ -153,7 +159,7 @@ func (c *creation) learnParent(ctx context.Context) error {
 	for level := len(im.chain) - 1; level >= 0; level-- {
 		r := im.chain[level]
 		for i := range r.index.frames {
-			if len(c.parent) >= dedupEntries {
+			if len(c.parent) >= c.dedup {
 				return nil
 			}
 			pages, err := r.decodeFrame(ctx, i, im.base)
@@ -288,7 +294,7 @@ func (c *creation) add(p *scanned) {
 		return
 	}
 	c.stored = append(c.stored, p.ref.addr)
-	if len(c.self) < dedupEntries {
+	if len(c.self) < c.dedup {
 		c.self[p.hash] = p.ref.addr
 	}
 }

@@ -193,6 +193,9 @@ func (im *Image) readUnverified(ctx context.Context, s Space, p []byte, off int6
 }
 
 func (im *Image) read(ctx context.Context, s Space, p []byte, off int64, readBase func(Space, []byte, int64) error) error {
+	if im.life.Err() != nil {
+		return ErrClosed
+	}
 	first := MakeAddr(s, off/PageSize)
 	if len(im.chain) == 0 {
 		return readBase(s, p, off)

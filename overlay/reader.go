@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync/atomic"
 )
 
@@ -292,15 +293,15 @@ func checkProfile(p []Addr, holds func(Addr) bool) error {
 	if len(p) > maxProfile/4 {
 		return fmt.Errorf("profile lists %d pages, over the limit of %d", len(p), maxProfile/4)
 	}
-	seen := make(map[Addr]struct{}, len(p))
-	for _, a := range p {
+	sorted := slices.Clone(p)
+	slices.Sort(sorted)
+	for i, a := range sorted {
 		if !holds(a) {
 			return fmt.Errorf("profile: %s is outside of the image", a)
 		}
-		if _, ok := seen[a]; ok {
+		if i > 0 && a == sorted[i-1] {
 			return fmt.Errorf("profile: %s stands twice", a)
 		}
-		seen[a] = struct{}{}
 	}
 	return nil
 }

@@ -181,7 +181,8 @@ func (c *creation) write(ctx context.Context, path string, spool *os.File) (*Cre
 	if err != nil {
 		return nil, err
 	}
-	return &Created{ID: m.ID, Digest: Sum(bodies[memberManifest]), Size: size, Manifest: m}, nil
+	made := *m // alone: c is large
+	return &Created{ID: m.ID, Digest: Sum(bodies[memberManifest]), Size: size, Manifest: &made}, nil
 }
 
 // pack compresses the body of a small member and describes it in d.
