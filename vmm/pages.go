@@ -157,7 +157,12 @@ func scanRegion(pagemap *os.File, r region, out []span) ([]span, error) {
 		for _, p := range vec[:n] {
 			out = add(out, r, p.start, p.end)
 		}
+		// Where the kernel's own buffer of 512 regions was full on the way, walkEnd stays there
+		// although the walk went on behind it.
 		start = arg.walkEnd
+		if n > 0 {
+			start = max(start, vec[n-1].end)
+		}
 	}
 	return out, nil
 }

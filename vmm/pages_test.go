@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -76,6 +77,31 @@ func TestChangedSpans(t *testing.T) {
 	require.ErrorContains(t, segs.read(out, p, 6*pageSize), "have not changed")
 	require.ErrorContains(t, segs.read(out, p[:4096], 998*pageSize), "have not changed")
 	require.ErrorContains(t, segs.read(out, p[:4096], 1), "not aligned")
+}
+
+// TestChangedSpansMany: more pages than the kernel gathers in one go, fewer and more than one
+// request returns, with a long rest in which nothing has changed.
+func TestChangedSpansMany(t *testing.T) {
+	for _, changed := range []int{511, 512, 513, 1000, scanRegions - 1, scanRegions, scanRegions + 1, 2*scanRegions + 300} {
+		t.Run(strconv.Itoa(changed), func(t *testing.T) {
+			info, mem := mapPrivately(t, 5*scanRegions)
+			var want []int64
+			for i := range changed {
+				mem[2*i*pageSize] = 1
+				want = append(want, int64(2*i*pageSize))
+			}
+			regions, err := memoryRegions(os.Getpid(), info)
+			require.NoError(t, err)
+			spans, err := changedSpans(os.Getpid(), regions)
+			require.NoError(t, err)
+			var got []int64
+			for _, s := range spans {
+				require.EqualValues(t, pageSize, s.n)
+				got = append(got, s.off)
+			}
+			require.Equal(t, want, got)
+		})
+	}
 }
 
 func TestMemoryRegionsRefuses(t *testing.T) {
