@@ -56,12 +56,12 @@ func Create(ctx context.Context, path string, l Launch, o CreateOptions) (*Creat
 	return made, nil
 }
 
-func createAt(ctx context.Context, path string, l Launch, o CreateOptions) (made *Created, err error) {
+func createAt(ctx context.Context, path string, l Launch, o CreateOptions) (*Created, error) {
 	spool, err := newSpool(filepath.Dir(path)) // first: it shows whether the folder takes files
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, spool.Close()) }()
+	defer spool.Close() // it has no name, and nobody reads it again
 	c, err := newCreation(ctx, l, o)
 	if err != nil {
 		return nil, err
@@ -140,9 +140,6 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if l.State != nil {
 		h := Sum(l.State)
 		c.manifest.State = &h
-	}
-	if b, err := c.manifest.marshal(); err != nil || len(b) > maxManifest/2 {
-		return nil, errors.Join(err, fmt.Errorf("machine configuration: it makes a manifest of %d bytes, over the limit of %d", len(b), maxManifest/2))
 	}
 	c.manifest.newIdentity(c.identity)
 	if c.prints, err = p.base.Fingerprints(ctx, o.Progress); err != nil {

@@ -70,7 +70,8 @@
 //	memory_size,       bytes, multiples of 4096, equal to the base's
 //	disk_size
 //	machine            machine configuration, opaque here, JSON of at most 64 KiB when it is
-//	                   compact and <, >, &, U+2028 and U+2029 are \u escapes
+//	                   compact and <, >, &, U+2028 and U+2029 are \u escapes; at most 16
+//	                   arrays or objects within one another
 //	strategy           how the frames were encoded, see [Strategy]; encoder and version
 //	members            per member: size as stored, SHA-256 as stored and, for index, state
 //	                   and profile, the decoded size; "frames" has a size only, its bytes

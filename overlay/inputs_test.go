@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ func TestMachineSpelling(t *testing.T) {
 		"null":       `null`,
 		"spaces":     "{ \"a\" : [ 1,\n 2 ] }",
 		"at the cap": `["` + strings.Repeat("x", maxMachine-4) + `"]`,
+		"deepest":    strings.Repeat("[", 14) + strings.Repeat(`{"[":[]},`, 7000) + "1" + strings.Repeat("]", 14),
 		"many lines": `[` + strings.Repeat("1,", maxMachine/2-2) + `1]`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -38,11 +40,21 @@ func TestMachineSpelling(t *testing.T) {
 			require.Equal(t, want, have)
 		})
 	}
-	t.Run("deep", func(t *testing.T) { // its indent would make the manifest too large
+	t.Run("deep", func(t *testing.T) { // its indent would be large
 		l := launch(newImage(t, base), w)
-		l.Machine = json.RawMessage(strings.Repeat("[", 5000) + strings.Repeat("]", 5000))
+		l.Machine = json.RawMessage(strings.Repeat("[", 9000) + `"\"["` + strings.Repeat("]", 9000))
 		_, err := Create(t.Context(), filepath.Join(t.TempDir(), "o"), l, CreateOptions{})
-		require.ErrorContains(t, err, "machine")
+		require.ErrorContains(t, err, "machine configuration: it nests 9000 deep")
+		b, _ := create(t, launch(newImage(t, base), w), CreateOptions{})
+		m := *openBytes(t, b).manifest
+		m.Machine = l.Machine
+		body, err := json.Marshal(&m)
+		require.NoError(t, err)
+		requireAlloc(t, 8<<20, func() {
+			_, err := parseManifest(body)
+			require.ErrorIs(t, err, ErrFormat)
+			require.ErrorContains(t, err, "nests")
+		})
 	})
 }
 
@@ -76,6 +88,24 @@ func TestFileOfAnotherSize(t *testing.T) {
 		_, err = Create(t.Context(), filepath.Join(t.TempDir(), "o"), l, CreateOptions{})
 		require.ErrorContains(t, err, "memory", "%d pages", pages)
 	}
+}
+
+// TestCreateCancelled: a context that has ended makes no overlay, not even an empty one.
+func TestCreateCancelled(t *testing.T) {
+	v := newVM(newRand(t), 16, 8)
+	base := newBase(t, v)
+	_, err := base.Fingerprints(t.Context(), nil)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := t.TempDir()
+	for range 20 {
+		_, err = Create(ctx, filepath.Join(dir, "o"), Launch{Parent: newImage(t, base), Machine: testMachine}, CreateOptions{})
+		require.ErrorIs(t, err, context.Canceled)
+	}
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, entries)
 }
 
 // TestUnwritable: a folder that cannot be written to is found before the long work.

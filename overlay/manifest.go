@@ -16,6 +16,7 @@ const (
 	MaxStateSize  = 64 << 20  // bytes of decoded device state
 	maxManifest   = 1 << 20   // bytes
 	maxMachine    = 64 << 10  // bytes
+	maxNesting    = 16        // of the machine configuration: its indent stays within maxManifest
 	maxIndex      = 256 << 20 // bytes, decoded
 	maxProfile    = 16 << 20  // bytes, decoded
 
@@ -163,11 +164,34 @@ func compactJSON(raw json.RawMessage) (json.RawMessage, error) {
 	if err := json.Compact(&compact, raw); err != nil {
 		return nil, err
 	}
+	if n := jsonDepth(compact.Bytes()); n > maxNesting {
+		return nil, fmt.Errorf("it nests %d deep, over the limit of %d", n, maxNesting)
+	}
 	json.HTMLEscape(&escaped, compact.Bytes())
 	if escaped.Len() > maxMachine {
 		return nil, fmt.Errorf("%d bytes are over the limit of %d", escaped.Len(), maxMachine)
 	}
 	return escaped.Bytes(), nil
+}
+
+// jsonDepth returns how deep arrays and objects nest in valid JSON.
+func jsonDepth(b []byte) (deepest int) {
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '[' || c == '{':
+			depth++
+			deepest = max(deepest, depth)
+		case c == ']' || c == '}':
+			depth--
+		}
+	}
+	return deepest
 }
 
 func checkImageSize(s Space, n int64) error {

@@ -253,6 +253,9 @@ func writeArchive(ctx context.Context, path string, bodies *[memberCount][]byte,
 		left, size = left-n, size+n
 	}
 	put(zipDirectory(members))
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return 0, err
 	}
