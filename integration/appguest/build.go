@@ -84,12 +84,16 @@ func (b builder) check() error {
 // which the launch VM takes beyond those.
 func (b builder) download(ctx context.Context, archives string) (base, launch []debian, err error) {
 	fmt.Fprintf(b.log, "%s: asking the Debian mirror for its lists\n", title)
-	a, err := newAPT(ctx, filepath.Join(b.work, "apt"), archives)
+	sources, err := hostSources(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := a.get(ctx, "update", "--error-on=any"); err != nil {
-		return nil, nil, fmt.Errorf("fetch package lists: %w", err)
+	a, err := newAPT(filepath.Join(b.work, "apt"), archives, sources)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := a.update(ctx); err != nil {
+		return nil, nil, err
 	}
 	if base, err = a.resolve(ctx, basePackages); err != nil {
 		return nil, nil, err
@@ -114,10 +118,7 @@ func (b builder) download(ctx context.Context, archives string) (base, launch []
 		}
 	}
 	fmt.Fprintf(b.log, "%s: %d packages, %d MiB, of which %d MiB are to be downloaded to %s\n", title, len(all), total>>20, missing>>20, archives)
-	if _, err := a.get(ctx, append([]string{"--download-only", "install"}, both...)...); err != nil {
-		return nil, nil, fmt.Errorf("download packages to %s: %w", archives, err)
-	}
-	return base, launch, nil
+	return base, launch, a.download(ctx, both)
 }
 
 // install unpacks and configures the base's packages in the folder root.

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 )
@@ -37,8 +36,16 @@ func OpenConsole(ctx context.Context, socket string) (*Console, error) {
 	c := &Console{conn: conn, in: bufio.NewReader(conn), mark: rand.Text()}
 	bound, cancel := context.WithTimeout(ctx, handshake)
 	defer cancel()
-	// The echo of what is typed cannot be switched off before the first lines are echoed.
-	err = c.send(bound, "\nexport PS1=; sh\nstty -echo; PS1=; PS2=\n")
+	// What is typed next must not be read by the shell that is there now.
+	err = c.send(bound, "\nexport PS1=; unset MAIL; echo "+c.mark+"'-open'; sh\n")
+	for found := false; err == nil && !found; {
+		var text string
+		text, err = c.line(bound)
+		found = strings.Contains(text, c.mark+"-open")
+	}
+	if err == nil {
+		err = c.send(bound, "stty -echo; PS2=\n")
+	}
 	if err == nil {
 		err = c.Run(bound, "true", io.Discard)
 	}
@@ -83,13 +90,13 @@ func (c *Console) Run(ctx context.Context, line string, log io.Writer) error {
 		before, after, found := strings.Cut(text, c.mark+"-end ")
 		if before != "" {
 			fmt.Fprintln(log, before)
-			tail = append(tail[max(0, len(tail)-9):len(tail):len(tail)], before)
+			tail = append(tail[max(0, len(tail)-2):], before)
 		}
 		if !found {
 			continue
 		}
 		if code := strings.TrimSpace(after); code != "0" {
-			return fmt.Errorf("run %q in guest: exit code %s: %s", line, code, strings.Join(slices.Clip(tail), "; "))
+			return fmt.Errorf("run %q in guest: exit code %s: %s", line, code, strings.Join(tail, "; "))
 		}
 		return nil
 	}

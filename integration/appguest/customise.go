@@ -85,7 +85,7 @@ type step struct {
 func steps(address string, now time.Time) []step {
 	url := "http://" + address
 	fetch := func(name, to string) string {
-		return fmt.Sprintf("/usr/lib/apt/apt-helper -q download-file %s/launch/%s %s >/dev/null", url, name, to)
+		return fmt.Sprintf("/usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root download-file %s/launch/%s %s >/dev/null", url, name, to)
 	}
 	return []step{
 		// A resumed guest's clock stands at the capture of its base.

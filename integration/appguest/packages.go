@@ -32,7 +32,8 @@ const mirrorRemedy = "check that the Debian mirror is reachable, then run the sa
 // nothing but Debian 12 as source.
 type apt struct{ dir string }
 
-func newAPT(ctx context.Context, dir, archives string) (apt, error) {
+// newAPT writes apt's configuration; sources are the lines of its sources.list.
+func newAPT(dir, archives, sources string) (apt, error) {
 	a := apt{dir: dir}
 	for _, d := range []string{"lists/partial", "state", "cache"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -40,10 +41,6 @@ func newAPT(ctx context.Context, dir, archives string) (apt, error) {
 		}
 	}
 	if err := os.MkdirAll(filepath.Join(archives, "partial"), 0o755); err != nil {
-		return a, err
-	}
-	sources, err := hostSources(ctx)
-	if err != nil {
 		return a, err
 	}
 	// A file, not options: the host's own configuration (proxies) stays valid, and lists in
@@ -96,6 +93,24 @@ func (a apt) get(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q", "-y"}, args...)...)
 	cmd.Env = append(os.Environ(), "APT_CONFIG="+filepath.Join(a.dir, "apt.conf"), "DEBIAN_FRONTEND=noninteractive")
 	return product.Run(ctx, cmd, mirrorRemedy)
+}
+
+// update fetches the lists of packages.
+func (a apt) update(ctx context.Context) error {
+	if _, err := a.get(ctx, "update", "--error-on=any"); err != nil {
+		return fmt.Errorf("fetch package lists: %w", err)
+	}
+	return nil
+}
+
+// download fetches what an installation of the packages takes; files that are there already
+// and whole are not fetched again, others are continued.
+func (a apt) download(ctx context.Context, packages []string) error {
+	_, err := a.get(ctx, append([]string{"--download-only", "install"}, packages...)...)
+	if err != nil {
+		return fmt.Errorf("download packages: %w", err)
+	}
+	return nil
 }
 
 // debian is one package file that apt wants for an installation.

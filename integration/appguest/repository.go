@@ -32,15 +32,30 @@ func writeRepository(ctx context.Context, dir, archives string, packages []debia
 		if err != nil {
 			return "", err
 		}
-		// apt names files with a percent sign for an epoch, which a URL would unescape.
-		name := strings.ReplaceAll(p.file, "%3a", "-")
+		name := urlName(p.file)
 		if err := os.Link(from, filepath.Join(dir, name)); err != nil {
 			return "", err
 		}
 		fmt.Fprintf(&index, "%s\nFilename: ./%s\nSize: %d\nSHA256: %s\n\n", strings.TrimSpace(control), name, size, sum)
 		fmt.Fprintln(&list, field(control, "Package"), field(control, "Version"), field(control, "Architecture"), sum, use)
 	}
-	return list.String(), os.WriteFile(filepath.Join(dir, "Packages"), []byte(index.String()), 0o644)
+	// With a Release file apt asks for the index once, not for each way to compress it.
+	sum := sha256.Sum256([]byte(index.String()))
+	release := fmt.Sprintf("Origin: Debian\nSHA256:\n %x %d Packages\n", sum, index.Len())
+	return list.String(), errors.Join(
+		os.WriteFile(filepath.Join(dir, "Packages"), []byte(index.String()), 0o644),
+		os.WriteFile(filepath.Join(dir, "Release"), []byte(release), 0o644))
+}
+
+// urlName returns a package file's name without what apt, a URL and a web server would each
+// escape in their own way.
+func urlName(file string) string {
+	return strings.Map(func(r rune) rune {
+		if strings.ContainsRune("%+~=:", r) {
+			return '-'
+		}
+		return r
+	}, file)
 }
 
 // field returns a one-line field of a Debian control file.
