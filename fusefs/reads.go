@@ -194,7 +194,9 @@ func (s *reads) watch(r *read) {
 			defer timer.Stop()
 			limit = timer.C
 		case <-limit:
-			s.giveUp(r.off)
+			if s.hold { // a reader of the other files sees the error, and may ask again
+				s.giveUp(r.off)
+			}
 			r.cancel(errAborted)
 			return
 		}

@@ -10,14 +10,17 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/integration/guest"
 	"cloudlet/integration/guest/table"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // web serves one file and can go away and come back on the same port.
@@ -151,16 +154,31 @@ func TestRemoteOverlay(t *testing.T) {
 	require.LessOrEqual(t, l.inspect(in.ID).Mount.Fetched, sent)
 
 	t.Run("memory comes back", func(t *testing.T) { l.outage(w, in, "memory", "POST", "/dirty?mib=8") })
-	// With all of the memory in the page cache only the disk has something to wait for: more
-	// than the mount's own cache of decoded frames.
-	hashFile(t, filepath.Join(in.Mount.Dir, "memory"))
-	t.Run("disk comes back", func(t *testing.T) { l.outage(w, in, "disk", "GET", "/verify?seed=cold") })
+	t.Run("disk comes back", func(t *testing.T) {
+		defer pinMemory(t, in)()
+		l.outage(w, in, "disk", "GET", "/verify?seed=cold")
+	})
 	require.Equal(t, table.ExtraHash("cold", 48), ask(t, in, "GET", "/verify?seed=cold").Extra)
 	requireWhole(t, in, token)
 	require.Empty(t, l.inspect(in.ID).Reason)
 
 	l.ok("rm", "--force", in.ID) // and with it the mount and what it has read
 
+	t.Run("abort of disk", func(t *testing.T) {
+		in := l.start(w.url())
+		unpin := pinMemory(t, in)
+		defer unpin()
+		w.down()
+		p := request(t, in, "GET", "/verify?seed=cold")
+		l.waiting(in, "disk")
+		l.ok("abort", in.ID)
+		eventually(t, "QEMU stops the guest", func() bool { return l.inspect(in.ID).State == api.Stalled })
+		w.up()
+		l.ok("continue", in.ID)
+		require.NoError(t, <-p)
+		unpin()
+		l.ok("rm", "--force", in.ID)
+	})
 	t.Run("stop", func(t *testing.T) {
 		in := l.start(w.url())
 		w.down()
@@ -206,4 +224,26 @@ func (l *lab) outage(w *web, in api.Instance, image, method, path string) {
 	w.up()
 	require.NoError(t, <-p)
 	require.Equal(t, api.Running, l.inspect(in.ID).State)
+}
+
+// pinMemory keeps the memory file of an instance's mount in the page cache, so that only the
+// disk has something to wait for: more than the mount's own cache of decoded frames. The
+// function it returns ends that, once.
+func pinMemory(t *testing.T, in api.Instance) (unpin func()) {
+	t.Helper()
+	f, err := os.Open(filepath.Join(in.Mount.Dir, "memory"))
+	require.NoError(t, err)
+	defer f.Close()
+	p, err := unix.Mmap(int(f.Fd()), 0, guest.MemoryMiB<<20, unix.PROT_READ, unix.MAP_SHARED)
+	require.NoError(t, err)
+	unpin = sync.OnceFunc(func() {
+		if err := unix.Munmap(p); err != nil {
+			t.Errorf("unmap memory: %v", err)
+		}
+	})
+	if err := unix.Mlock(p); err != nil {
+		unpin()
+		require.NoError(t, err, "lock the memory file in the page cache")
+	}
+	return unpin
 }
