@@ -17,9 +17,10 @@ import (
 // Console runs commands at the root prompt of a guest's serial console. It is used from
 // one goroutine at a time.
 type Console struct {
-	conn net.Conn
-	in   *bufio.Reader
-	mark string // no command prints it by chance
+	conn    net.Conn
+	in      *bufio.Reader
+	mark    string // no command prints it by chance
+	running bool   // a command was sent and has not ended
 }
 
 // handshake bounds the wait for a shell's first answer: seconds, unless nobody is logged in
@@ -37,14 +38,12 @@ func OpenConsole(ctx context.Context, socket string) (*Console, error) {
 	bound, cancel := context.WithTimeout(ctx, handshake)
 	defer cancel()
 	// What is typed next must not be read by the shell that is there now.
-	err = c.send(bound, "\nexport PS1=; unset MAIL; echo "+c.mark+"'-open'; sh\n")
-	for found := false; err == nil && !found; {
-		var text string
-		text, err = c.line(bound)
-		found = strings.Contains(text, c.mark+"-open")
+	err = c.send(bound, "\necho "+c.mark+"'-open'; env -u MAIL PS1= PS2= sh\n")
+	if err == nil {
+		err = c.await(bound, "-open")
 	}
 	if err == nil {
-		err = c.send(bound, "stty -echo; PS2=\n")
+		err = c.send(bound, "stty -echo\n")
 	}
 	if err == nil {
 		err = c.Run(bound, "true", io.Discard)
@@ -77,6 +76,7 @@ func (c *Console) Run(ctx context.Context, line string, log io.Writer) error {
 	if len(line) > longest || strings.ContainsAny(line, "\n\r") {
 		return fmt.Errorf("run %.40q in guest: more than %d bytes, or not one line", line, longest)
 	}
+	c.running = true
 	// In two words, so that an echo of the line does not look like the end.
 	if err := c.send(ctx, fmt.Sprintf("{ %s\n} </dev/null; echo %s'-end' $?\n", line, c.mark)); err != nil {
 		return fmt.Errorf("run %q in guest: %w", line, err)
@@ -95,6 +95,7 @@ func (c *Console) Run(ctx context.Context, line string, log io.Writer) error {
 		if !found {
 			continue
 		}
+		c.running = false
 		if code := strings.TrimSpace(after); code != "0" {
 			return fmt.Errorf("run %q in guest: exit code %s: %s", line, code, strings.Join(tail, "; "))
 		}
@@ -102,11 +103,30 @@ func (c *Console) Run(ctx context.Context, line string, log io.Writer) error {
 	}
 }
 
-// Close ends the shell that OpenConsole started and disconnects.
+// Close ends the shell that OpenConsole started and disconnects. A command that still runs
+// is interrupted; then the console is not given back in order.
 func (c *Console) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return errors.Join(c.send(ctx, "\x03\nstty echo\nexit\nexport PS1='# '\n"), c.conn.Close())
+	if c.running {
+		return errors.Join(c.send(ctx, "\x03"), c.conn.Close())
+	}
+	// QEMU drops what it has not passed on when the connection ends: wait until it was read.
+	err := c.send(ctx, "stty echo; echo "+c.mark+"'-close'; exit\n")
+	if err == nil {
+		err = c.await(ctx, "-close")
+	}
+	return errors.Join(err, c.conn.Close())
+}
+
+// await reads until a line holds the mark with this ending.
+func (c *Console) await(ctx context.Context, ending string) error {
+	for {
+		text, err := c.line(ctx)
+		if err != nil || strings.Contains(text, c.mark+ending) {
+			return err
+		}
+	}
 }
 
 func (c *Console) send(ctx context.Context, text string) error {

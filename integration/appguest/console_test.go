@@ -68,10 +68,15 @@ func TestConsole(t *testing.T) {
 	require.ErrorContains(t, err, "exit code 7: line3; line4; line5")
 	require.ErrorContains(t, c.Run(ctx, "a\nb", &log), "not one line")
 	require.ErrorContains(t, c.Run(ctx, strings.Repeat("x", 3000), &log), "more than 2000 bytes")
+	require.NoError(t, c.Close())
+
+	if c, err = OpenConsole(ctx, console(t, shell)); err != nil {
+		t.Fatal(err)
+	}
 	short, cancelShort := context.WithCancelCause(ctx)
 	time.AfterFunc(20*time.Millisecond, func() { cancelShort(errors.New("enough")) })
 	require.ErrorIs(t, c.Run(short, "sleep 1", &log), context.Canceled)
-	require.NoError(t, c.Close())
+	require.NoError(t, c.Close()) // the command is interrupted
 }
 
 func TestConsoleGone(t *testing.T) {

@@ -107,7 +107,7 @@ func steps(address string, now time.Time) []step {
 			fetch("app.py", "/opt/app.py"),
 			fetch("app.service", "/etc/systemd/system/app.service"),
 			fetch("nginx.conf", "/etc/nginx/sites-available/default"),
-			"systemctl daemon-reload && systemctl enable --now app.service",
+			"systemctl enable --now app.service",
 			"systemctl restart nginx.service",
 		}},
 		{"tidy up", []string{

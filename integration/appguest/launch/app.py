@@ -4,6 +4,7 @@ What it answers can be computed from its token (SHAKE-256), so whoever asks can 
 right answer from a wrong one.
 """
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -90,6 +91,7 @@ def ready():
 if __name__ == "__main__":
     from werkzeug.serving import make_server
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
     server = make_server("127.0.0.1", 8000, app)
     ready()
     server.serve_forever()
