@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"cloudlet/integration/product"
 )
 
 const appPackage = "cloudlet/integration/guest/app"
@@ -55,7 +57,7 @@ func (b builder) compile(ctx context.Context, out string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
 		"-ldflags=-s -w -buildid=", "-o", out, appPackage)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
-	_, err := b.output(ctx, cmd, "install Go, and run from within the module's folder")
+	_, err := product.Run(ctx, cmd, "install Go, and run from within the module's folder")
 	return err
 }
 
@@ -154,12 +156,7 @@ func (b builder) disk(ctx context.Context) error {
 		"-J", "size=4", "-U", id, "-L", "data",
 		"-E", "hash_seed="+id+",lazy_itable_init=0,lazy_journal_init=0,discard,root_owner=0:0", b.product.Disk)
 	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME=1700000000")
-	if cmd.Err != nil { // a user's PATH often lacks the folders of system programs
-		if path, err := exec.LookPath("/usr/sbin/mke2fs"); err == nil {
-			cmd.Path, cmd.Err = path, nil
-		}
-	}
-	_, err = b.output(ctx, cmd, "apt-get install e2fsprogs")
+	_, err = product.Run(ctx, cmd, "apt-get install e2fsprogs")
 	return err
 }
 
@@ -167,26 +164,5 @@ func (b builder) disk(ctx context.Context) error {
 func (b builder) run(ctx context.Context, remedy string, argv ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = b.work
-	return b.output(ctx, cmd, remedy)
-}
-
-// output runs the command; its error holds the end of stderr, and the remedy.
-func (b builder) output(ctx context.Context, cmd *exec.Cmd, remedy string) (string, error) {
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil { // the program was killed: it did not fail
-			return "", fmt.Errorf("run %s: %w", filepath.Base(cmd.Args[0]), ctx.Err())
-		}
-		text := strings.TrimSpace(stderr.String())
-		if len(text) > 800 {
-			text = "..." + text[len(text)-800:]
-		}
-		if text != "" {
-			text = ": " + text
-		}
-		return "", fmt.Errorf("run %s: %w%s (remedy: %s)", filepath.Base(cmd.Args[0]), err, text, remedy)
-	}
-	return stdout.String(), nil
+	return product.Run(ctx, cmd, remedy)
 }

@@ -5,17 +5,14 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"cloudlet/integration/product"
 )
 
 // Append is the kernel command line of the guest: the console, a panic as a reboot, and
@@ -59,14 +56,15 @@ func Build(ctx context.Context, outDir string, log io.Writer) (Guest, error) {
 	if err != nil {
 		return Guest{}, fmt.Errorf("build test guest: %w", err)
 	}
-	if g := at(filepath.Join(outDir, key)); g.exists() {
-		return g, nil
+	spec := product.Spec{Title: "test guest", Dir: outDir, Key: key, Parts: at("").files(), Log: log}
+	spec.Make = func(ctx context.Context, work, made string) error {
+		return builder{outDir: outDir, work: work, product: at(made), log: log}.build(ctx)
 	}
-	g, err := buildLocked(ctx, outDir, key, log)
+	dir, err := spec.Build(ctx)
 	if err != nil {
 		return Guest{}, fmt.Errorf("build test guest in %s: %w", outDir, err)
 	}
-	return g, nil
+	return at(dir), nil
 }
 
 func at(dir string) Guest {
@@ -79,15 +77,6 @@ func at(dir string) Guest {
 }
 
 func (g Guest) files() []string { return []string{g.Kernel, g.Initrd, g.Disk, g.Packages} }
-
-func (g Guest) exists() bool {
-	for _, name := range g.files() {
-		if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
-			return false
-		}
-	}
-	return true
-}
 
 // sourceKey names a product by the hash of its sources and of the compiler's version.
 func sourceKey() (string, error) {
@@ -108,123 +97,4 @@ func sourceKey() (string, error) {
 		return "", fmt.Errorf("read embedded sources: %w", err)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8]), nil
-}
-
-// buildLocked builds the product unless another process does so first.
-func buildLocked(ctx context.Context, outDir, key string, log io.Writer) (g Guest, err error) {
-	if err := os.MkdirAll(outDir, 0o755); err != nil {
-		return Guest{}, err
-	}
-	unlock, err := lock(ctx, filepath.Join(outDir, ".lock"), log)
-	if err != nil {
-		return Guest{}, err
-	}
-	defer func() { err = errors.Join(err, unlock()) }()
-
-	g = at(filepath.Join(outDir, key))
-	if g.exists() {
-		return g, nil
-	}
-	if err := clean(outDir); err != nil {
-		return Guest{}, err
-	}
-	start := time.Now()
-	work, err := os.MkdirTemp(outDir, tempPrefix)
-	if err != nil {
-		return Guest{}, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	product := filepath.Join(work, "product")
-	if err := os.Mkdir(product, 0o755); err != nil {
-		return Guest{}, err
-	}
-	b := builder{outDir: outDir, work: work, product: at(product), log: log}
-	if err := b.build(ctx); err != nil {
-		return Guest{}, err
-	}
-	if err := publish(product, filepath.Join(outDir, key)); err != nil {
-		return Guest{}, err
-	}
-	fmt.Fprintf(log, "test guest: built in %.1f s\n", time.Since(start).Seconds())
-	return g, nil
-}
-
-const tempPrefix = ".building-"
-
-// clean removes what interrupted builds left behind. The caller holds the lock.
-func clean(outDir string) error {
-	left, err := filepath.Glob(filepath.Join(outDir, tempPrefix+"*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range left {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// publish syncs the finished folder, moves it to its place, and points the links in the
-// folder above it to its files.
-func publish(from, to string) error {
-	for _, name := range append(at(from).files(), from) {
-		if err := syncPath(name); err != nil {
-			return err
-		}
-	}
-	if err := os.RemoveAll(to); err != nil { // a product that somebody emptied in part
-		return err
-	}
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	outDir := filepath.Dir(to)
-	for _, name := range at(to).files() {
-		base := filepath.Base(name)
-		temp := filepath.Join(filepath.Dir(from), base)
-		if err := os.Symlink(filepath.Join(filepath.Base(to), base), temp); err != nil {
-			return err
-		}
-		if err := os.Rename(temp, filepath.Join(outDir, base)); err != nil {
-			return err
-		}
-	}
-	return syncPath(outDir)
-}
-
-func syncPath(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// lock takes the exclusive lock of the file until the returned function is called. The
-// kernel drops the lock of a process that dies.
-func lock(ctx context.Context, name string, log io.Writer) (unlock func() error, err error) {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for waiting := false; ; waiting = true {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f.Close, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
-		}
-		if !waiting {
-			fmt.Fprintf(log, "test guest: waiting for another build in %s\n", filepath.Dir(name))
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, ctx.Err()), f.Close())
-		case <-tick.C:
-		}
-	}
 }

@@ -3,11 +3,9 @@ package guest
 import (
 	"bytes"
 	"context"
-	"io"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -51,12 +49,12 @@ func TestBuildWithoutTools(t *testing.T) {
 			if test.gone != nil {
 				require.NoError(t, os.Remove(test.gone(fakeProduct(t, outDir))))
 			}
-			require.NoError(t, os.Mkdir(filepath.Join(outDir, tempPrefix+"old"), 0o755))
+			require.NoError(t, os.Mkdir(filepath.Join(outDir, ".building-old"), 0o755))
 			t.Setenv("PATH", "")
 			_, err := Build(t.Context(), outDir, nil)
 			require.ErrorContains(t, err, "apt-cache")
 			require.ErrorContains(t, err, "remedy: ")
-			left, err := filepath.Glob(filepath.Join(outDir, tempPrefix+"*"))
+			left, err := filepath.Glob(filepath.Join(outDir, ".building-*"))
 			require.NoError(t, err)
 			require.Empty(t, left)
 		})
@@ -70,25 +68,9 @@ func TestBuildCancelled(t *testing.T) {
 	_, err := Build(ctx, outDir, nil)
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotContains(t, err.Error(), "remedy")
-	left, err := filepath.Glob(filepath.Join(outDir, tempPrefix+"*"))
+	left, err := filepath.Glob(filepath.Join(outDir, ".building-*"))
 	require.NoError(t, err)
 	require.Empty(t, left)
-}
-
-func TestLockExcludes(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "lock")
-	unlock, err := lock(t.Context(), name, io.Discard)
-	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	var log bytes.Buffer
-	_, err = lock(ctx, name, &log)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Contains(t, log.String(), "waiting for another build")
-	require.NoError(t, unlock())
-	unlock, err = lock(t.Context(), name, io.Discard)
-	require.NoError(t, err)
-	require.NoError(t, unlock())
 }
 
 func TestParseControl(t *testing.T) {

@@ -23,7 +23,7 @@ type Spec struct {
 	// Make fills the folder product; work is a scratch folder on the same file system that
 	// is removed afterwards.
 	Make func(ctx context.Context, work, product string) error
-	Log  io.Writer
+	Log  io.Writer // not nil
 }
 
 // Find returns the product's folder if it is there with all its parts.
