@@ -200,8 +200,43 @@ func unpackRecipe(from, to string) error {
 	})
 }
 
+// wanted are the drivers without which the guest has no disk or no network.
+var wanted = []string{"virtio_pci", "virtio_blk", "virtio_net", "ext4"}
+
+// checkModules looks for the wanted drivers in the installed kernel and its modules.
+func checkModules(root string) error {
+	lists, err := filepath.Glob(filepath.Join(root, "lib", "modules", "*", "modules.dep"))
+	if err != nil {
+		return err
+	}
+	if len(lists) != 1 {
+		return fmt.Errorf("find kernel modules in the installed system: %d kernels, want one", len(lists))
+	}
+	have := map[string]bool{}
+	for _, name := range []string{lists[0], filepath.Join(filepath.Dir(lists[0]), "modules.builtin")} {
+		p, err := os.ReadFile(name)
+		if err != nil {
+			return fmt.Errorf("read list of kernel modules: %w", err)
+		}
+		for line := range strings.Lines(string(p)) {
+			path, _, _ := strings.Cut(strings.TrimSpace(line), ":")
+			module, _, _ := strings.Cut(filepath.Base(path), ".ko")
+			have[strings.ReplaceAll(module, "-", "_")] = true
+		}
+	}
+	for _, module := range wanted {
+		if !have[module] {
+			return fmt.Errorf("find driver %s: %s has none (remedy: install a kernel package that has it)", module, filepath.Base(filepath.Dir(lists[0])))
+		}
+	}
+	return nil
+}
+
 // kernel takes kernel and initial file system out of the installed system.
 func (b builder) kernel(root string) error {
+	if err := checkModules(root); err != nil {
+		return err
+	}
 	for _, part := range [][2]string{{"vmlinuz-*", "vmlinuz"}, {"initrd.img-*", "initrd"}} {
 		names, err := filepath.Glob(filepath.Join(root, "boot", part[0]))
 		if err != nil {

@@ -20,8 +20,8 @@ import (
 //go:embed launch
 var launch embed.FS
 
-// LaunchKey names what Customise does to a base of g: it changes when the application, the
-// packages or the way they are installed change.
+// LaunchKey names what Customise makes of a base of g: it changes when the guest, the
+// application, the packages or the way they are installed change.
 func LaunchKey(g Guest) (string, error) {
 	packages, err := os.ReadFile(g.Packages)
 	if err != nil {
@@ -31,8 +31,11 @@ func LaunchKey(g Guest) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := fmt.Sprint(key, steps("", time.Time{}), KeysHash())
-	return hashText(sum + string(packages)), nil
+	base, err := recipeKey(recipe, ".")
+	if err != nil {
+		return "", err
+	}
+	return hashText(fmt.Sprint(Append, MemoryMiB, base, key, steps("", time.Time{}), KeysHash(), string(packages))), nil
 }
 
 // Customise installs and starts the application in a running instance of the base whose
