@@ -159,9 +159,12 @@ type CreateOverlay struct {
 // CreatedOverlay is a new overlay and what making it cost.
 type CreatedOverlay struct {
 	Overlay
-	Output string  `json:"output,omitempty"`
-	Pause  float64 `json:"pause_seconds"` // for which the guest stood still
-	Took   float64 `json:"seconds"`
+	Output string `json:"output,omitempty"`
+	// Needs are overlays under it that are not in the store, since the instance ran from a
+	// file or URL: they must be imported before this one can be run.
+	Needs []string `json:"needs,omitempty"`
+	Pause float64  `json:"pause_seconds"` // for which the guest stood still
+	Took  float64  `json:"seconds"`
 }
 
 // Check is one thing that a host must have, and whether it does.

@@ -61,6 +61,11 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	if err != nil {
 		return out, err
 	}
+	for _, parent := range r.Links {
+		if _, err := os.Stat(s.overlayFile(parent.ID)); err != nil {
+			out.Needs = append(out.Needs, parent.ID)
+		}
+	}
 	out.Took = time.Since(start).Seconds()
 	return out, nil
 }

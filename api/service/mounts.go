@@ -186,7 +186,12 @@ func (s *Service) releaseMount(ctx context.Context, key string) error {
 func (s *Service) endMount(ctx context.Context, key string) error {
 	bound, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	err := fusefs.Dial(s.mountPath(key, "control")).Unmount(bound, false)
+	control := fusefs.Dial(s.mountPath(key, "control"))
+	// Nobody is there any more for whom a read should wait: one that does would keep the mount.
+	err := control.Abort(bound)
+	if err == nil {
+		err = control.Unmount(bound, false)
+	}
 	if err == nil {
 		err = s.waitMountGone(bound, key)
 	}

@@ -57,6 +57,9 @@ func createOverlay(ctx context.Context, env *environment, req api.CreateOverlay)
 		return err
 	}
 	fmt.Fprintf(env.stderr, "overlay of %s, made in %.2f s; the guest stood still for %.0f ms\n", size(o.Size), o.Took, 1000*o.Pause)
+	for _, id := range o.Needs {
+		fmt.Fprintf(env.stderr, "to run it, import its parent too, which is not in the store: overlay %s\n", id)
+	}
 	return env.print(o, func(w io.Writer) { fmt.Fprintln(w, o.ID) })
 }
 
