@@ -6,7 +6,7 @@
 
 GO       ?= go
 BUILD    := build
-PACKAGES := ./api/... ./cmd/... ./fusefs/... ./handoff/... ./overlay/... ./vmm/... ./integration/guest/...
+PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
 .PHONY: build guest demo test check deps clean
 
@@ -16,8 +16,8 @@ build:
 guest: deps
 	$(GO) run ./integration/guest/cmd/buildguest -o $(BUILD)/guest
 
-demo: build guest
-	$(GO) run ./integration/cmd/demo -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest
+demo: deps build
+	$(GO) run ./integration/cmd/demo -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest
 
 test: guest
 	$(GO) test -timeout 10m $(PACKAGES)

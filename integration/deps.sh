@@ -14,6 +14,9 @@ need fusermount3 fuse3
 need mke2fs e2fsprogs
 need cpio cpio
 need unzip unzip
+need mmdebstrap mmdebstrap
+need xz xz-utils
+need xdelta3 xdelta3
 need ip iproute2
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 
