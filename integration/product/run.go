@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Run runs a program that was made with exec.CommandContext(ctx, ...) and returns what it
@@ -27,6 +30,11 @@ func Run(ctx context.Context, cmd *exec.Cmd, remedy string) (string, error) {
 	}
 	cmd.Stderr = &stderr
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+	// The program dies with us, even if we are killed: the signal comes when the thread ends
+	// that has started it, so this one must stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil { // the program was killed: it did not fail
 			return "", fmt.Errorf("run %s: %w", filepath.Base(cmd.Args[0]), ctx.Err())
