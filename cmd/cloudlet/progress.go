@@ -16,6 +16,7 @@ func (env *environment) progress() (report api.Progress, done func()) {
 	bars := mpb.New(mpb.WithOutput(env.stderr), mpb.WithWidth(40))
 	var bar *mpb.Bar
 	var phase string
+	var known bool // how much there is to do
 	finish := func() {
 		if bar != nil {
 			bar.SetTotal(-1, true)
@@ -23,11 +24,17 @@ func (env *environment) progress() (report api.Progress, done func()) {
 		}
 	}
 	report = func(name string, n, total int64) {
-		if name != phase || bar == nil {
+		if bar == nil || name != phase || known != (total > 0) {
 			finish()
-			phase = name
-			bar = bars.AddBar(total, mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR)),
-				mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f", decor.WCSyncSpace)), mpb.BarRemoveOnComplete())
+			phase, known = name, total > 0
+			title := mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR))
+			if known {
+				bar = bars.AddBar(total, title, mpb.BarRemoveOnComplete(),
+					mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f", decor.WCSyncSpace)))
+			} else {
+				bar = bars.New(0, mpb.SpinnerStyle(), title, mpb.BarRemoveOnComplete(),
+					mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO, decor.WCSyncSpace)))
+			}
 		}
 		bar.SetTotal(total, false)
 		bar.SetCurrent(n)
