@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -112,19 +113,15 @@ func newBaseImport(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "import FILE", Short: "Take a base from a zip into the store, every page checked",
 		Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			report, done := env.progress()
-			b, err := s.ImportBase(cmd.Context(), a[0], name, report)
+			b, err := s.ImportBase(ctx, a[0], name, report)
 			done()
 			if err != nil {
 				return err
 			}
 			return env.print(b, func(w io.Writer) { fmt.Fprintln(w, b.ID) })
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name of the base")
 	return cmd
@@ -156,12 +153,8 @@ func newBaseExport(env *environment) *cobra.Command {
 func newBaseList(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the bases of the store", Args: args(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			list, err := s.Bases(cmd.Context())
+		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+			list, err := s.Bases(ctx)
 			if err != nil {
 				return err
 			}
@@ -175,24 +168,20 @@ func newBaseList(env *environment) *cobra.Command {
 				}
 				table(w, rows)
 			})
-		},
+		}),
 	}
 }
 
 func newBaseShow(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "show BASE", Aliases: []string{"inspect"}, Short: "Show what a base is and what uses it", Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			b, err := s.Base(cmd.Context(), a[0])
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+			b, err := s.Base(ctx, a[0])
 			if err != nil {
 				return err
 			}
 			return env.print(b, func(w io.Writer) { showBase(w, b) })
-		},
+		}),
 	}
 }
 
@@ -209,36 +198,28 @@ func showBase(w io.Writer, b api.Base) {
 func newBaseVerify(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify BASE", Short: "Read a whole base and check every page against its hash", Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			report, done := env.progress()
-			b, err := s.VerifyBase(cmd.Context(), a[0], report)
+			b, err := s.VerifyBase(ctx, a[0], report)
 			done()
 			if err != nil {
 				return err
 			}
 			return env.print(b, func(w io.Writer) { fmt.Fprintf(w, "base %s is whole\n", b.ID) })
-		},
+		}),
 	}
 }
 
 func newBaseRemove(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm BASE...", Aliases: []string{"remove", "delete"}, Short: "Remove bases that nothing uses", Args: someArgs,
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			for _, ref := range a {
-				if err := s.DeleteBase(cmd.Context(), ref); err != nil {
+				if err := s.DeleteBase(ctx, ref); err != nil {
 					return err
 				}
 			}
 			return nil
-		},
+		}),
 	}
 }

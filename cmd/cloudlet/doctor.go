@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"io"
 
 	"cloudlet/api"
+	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
 )
@@ -13,17 +15,13 @@ func newDoctor(env *environment) *cobra.Command {
 		Use: "doctor", Short: "Check whether this host can run instances, and say what to do", Args: args(0),
 		Long: `Checks what instances need on this host, by doing it: mounts a page and reads it, and runs a
 VM that has only its firmware. Ends with 6 if anything is missing.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			list := s.Doctor(cmd.Context())
-			if err := cmd.Context().Err(); err != nil {
+		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+			list := s.Doctor(ctx)
+			if err := ctx.Err(); err != nil {
 				return err
 			}
 			bad := 0
-			err = env.print(list, func(w io.Writer) {
+			err := env.print(list, func(w io.Writer) {
 				rows := [][]string{}
 				for _, c := range list {
 					mark := "ok"
@@ -46,6 +44,6 @@ VM that has only its firmware. Ends with 6 if anything is missing.`,
 				err = api.Errorf(api.Unavailable, "this host lacks %d of %d things", bad, len(list)).Fix("see above")
 			}
 			return err
-		},
+		}),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/service"
 	"cloudlet/overlay"
 
 	"github.com/spf13/cobra"
@@ -67,19 +68,15 @@ func newOverlayImport(env *environment) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "import FILE|URL", Short: "Take an overlay into the store, checked", Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			report, done := env.progress()
-			o, err := s.ImportOverlay(cmd.Context(), a[0], name, report)
+			o, err := s.ImportOverlay(ctx, a[0], name, report)
 			done()
 			if err != nil {
 				return err
 			}
 			return env.print(o, func(w io.Writer) { fmt.Fprintln(w, o.ID) })
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name of the overlay")
 	return cmd
@@ -88,12 +85,8 @@ func newOverlayImport(env *environment) *cobra.Command {
 func newOverlayList(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the overlays of the store", Args: args(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			list, err := s.Overlays(cmd.Context())
+		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+			list, err := s.Overlays(ctx)
 			if err != nil {
 				return err
 			}
@@ -107,19 +100,15 @@ func newOverlayList(env *environment) *cobra.Command {
 				}
 				table(w, rows)
 			})
-		},
+		}),
 	}
 }
 
 func newOverlayShow(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "show OVERLAY", Aliases: []string{"inspect"}, Short: "Show what an overlay (id, name, file or URL) holds", Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			o, err := s.Overlay(cmd.Context(), a[0])
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+			o, err := s.Overlay(ctx, a[0])
 			if err != nil {
 				return err
 			}
@@ -132,7 +121,7 @@ func newOverlayShow(env *environment) *cobra.Command {
 				return err
 			}
 			return env.print(o, func(w io.Writer) { showOverlay(w, o, stats, strategy) })
-		},
+		}),
 	}
 }
 
@@ -176,13 +165,9 @@ func showOverlay(w io.Writer, o api.Overlay, stats overlay.Stats, st overlay.Str
 func newOverlayVerify(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify OVERLAY", Short: "Check every byte of an overlay (id, name, file or URL)", Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			report, done := env.progress()
-			v, err := s.VerifyOverlay(cmd.Context(), a[0], report)
+			v, err := s.VerifyOverlay(ctx, a[0], report)
 			done()
 			if err != nil {
 				return err
@@ -194,24 +179,20 @@ func newOverlayVerify(env *environment) *cobra.Command {
 					fmt.Fprintf(w, "overlay %s has the right bytes; its pages cannot be checked without its base and parents, which are not in the store\n", v.ID)
 				}
 			})
-		},
+		}),
 	}
 }
 
 func newOverlayRemove(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm OVERLAY...", Aliases: []string{"remove", "delete"}, Short: "Remove overlays that nothing uses from the store", Args: someArgs,
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			for _, ref := range a {
-				if err := s.DeleteOverlay(cmd.Context(), ref); err != nil {
+				if err := s.DeleteOverlay(ctx, ref); err != nil {
 					return err
 				}
 			}
 			return nil
-		},
+		}),
 	}
 }

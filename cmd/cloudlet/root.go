@@ -175,6 +175,17 @@ func (env *environment) service(ctx context.Context) (*service.Service, error) {
 	return service.Open(ctx, service.Config{Dir: env.state, Program: []string{exe}, Log: env.log()})
 }
 
+// with makes the body of a command of one that needs the store.
+func (env *environment) with(f func(context.Context, *service.Service, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		s, err := env.service(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return f(cmd.Context(), s, args)
+	}
+}
+
 // log returns where messages for people go.
 func (env *environment) log() *slog.Logger {
 	level := slog.LevelWarn

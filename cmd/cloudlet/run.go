@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -101,12 +102,8 @@ func newPS(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ps", Aliases: []string{"list"}, Short: "List instances", Args: args(0),
 		Long: "Lists the living instances, with --all also those that have ended, and why.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			list, err := s.Instances(cmd.Context(), all)
+		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+			list, err := s.Instances(ctx, all)
 			if err != nil {
 				return err
 			}
@@ -121,7 +118,7 @@ func newPS(env *environment) *cobra.Command {
 				}
 				table(w, rows)
 			})
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also instances that have ended")
 	return cmd
@@ -131,13 +128,9 @@ func newPS(env *environment) *cobra.Command {
 func newVerb[S any](env *environment, name, short string, do func(S, context.Context, string) (api.Instance, error)) *cobra.Command {
 	return &cobra.Command{
 		Use: name + " INSTANCE...", Short: short, Args: someArgs,
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			for _, ref := range a {
-				in, err := do(any(s).(S), cmd.Context(), ref)
+				in, err := do(any(s).(S), ctx, ref)
 				if err != nil {
 					return err
 				}
@@ -146,7 +139,7 @@ func newVerb[S any](env *environment, name, short string, do func(S, context.Con
 				}
 			}
 			return nil
-		},
+		}),
 	}
 }
 
@@ -156,13 +149,9 @@ func newAbort(env *environment) *cobra.Command {
 		Long: `When the source of an overlay is away, the guest waits for its pages. This ends the wait:
 its disk reads fail, and a guest that waits for memory is killed. All instances of the same
 image share the mount and this fate.`,
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return s.Abort(cmd.Context(), a[0])
-		},
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+			return s.Abort(ctx, a[0])
+		}),
 	}
 }
 
@@ -170,18 +159,14 @@ func newRemove(env *environment) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rm INSTANCE...", Aliases: []string{"remove"}, Short: "Remove instances that have ended", Args: someArgs,
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
 			for _, ref := range a {
-				if err := s.Delete(cmd.Context(), ref, force); err != nil {
+				if err := s.Delete(ctx, ref, force); err != nil {
 					return err
 				}
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop them first")
 	return cmd
@@ -190,13 +175,9 @@ func newRemove(env *environment) *cobra.Command {
 func newLogs(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "logs INSTANCE", Short: "Print the serial console of an instance", Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return s.Log(cmd.Context(), a[0], env.stdout)
-		},
+		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+			return s.Log(ctx, a[0], env.stdout)
+		}),
 	}
 }
 
