@@ -23,7 +23,7 @@ test: guest
 	$(GO) test -timeout 10m $(PACKAGES)
 	$(GO) test -timeout 20m ./integration
 
-check:
+check: guest
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
