@@ -348,14 +348,15 @@ func TestCaptureCancelled(t *testing.T) {
 			break
 		}
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		entries, err := os.ReadDir(out)
-		require.NoError(t, err)
+		t.Logf("after %v: %v", after, err)
+		entries, rerr := os.ReadDir(out)
+		require.NoError(t, rerr)
 		require.Empty(t, entries)
-		status, err := vm.Status(t.Context())
-		require.NoError(t, err)
+		status, serr := vm.Status(t.Context())
+		require.NoError(t, serr)
 		require.Equal(t, Running, status.State)
-		require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer))
-		require.NoFileExists(t, filepath.Join(vm.Dir(), stoppedFile))
+		require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer), "%v", err)
+		require.NoFileExists(t, filepath.Join(vm.Dir(), stoppedFile), "%v", err)
 	}
 }
 

@@ -92,9 +92,16 @@ func (r *Residue) Release(ctx context.Context) error {
 	return nil
 }
 
+// abandonTries is how often abandon asks the monitor: the connection that was cut off just
+// before may take the next one with it.
+const abandonTries = 3
+
 // abandon releases as far as possible; the next capture merges what is left.
 func (r *Residue) abandon(ctx context.Context) error {
 	err := r.Release(ctx)
+	for try := 1; err != nil && try < abandonTries && ctx.Err() == nil; try++ {
+		err = r.Release(ctx)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.lock != nil {
