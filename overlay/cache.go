@@ -39,8 +39,9 @@ func newFrameCache(limit int) *frameCache {
 
 // get returns the pages of a frame, from the cache or by load, which runs detached from ctx:
 // a caller that goes away leaves the load to those who wait for it. life bounds the load. A
-// failed load is not kept.
-func (c *frameCache) get(ctx, life context.Context, key frameKey, load func(context.Context) ([]byte, error)) ([]byte, error) {
+// failed load is not kept. Where a load is quick, here makes it run in the first caller's
+// goroutine: another one costs two wake-ups, as long as decoding.
+func (c *frameCache) get(ctx, life context.Context, key frameKey, here bool, load func(context.Context) ([]byte, error)) ([]byte, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -55,10 +56,16 @@ func (c *frameCache) get(ctx, life context.Context, key frameKey, load func(cont
 		el = c.order.PushFront(&cachedFrame{key: key, ready: make(chan struct{})})
 		c.entries[key] = el
 		c.wg.Add(1)
-		go c.load(life, el, load)
 	}
 	f := el.Value.(*cachedFrame)
 	c.mu.Unlock()
+	switch {
+	case ok:
+	case here:
+		c.load(life, el, load)
+	default:
+		go c.load(life, el, load)
+	}
 	select {
 	case <-f.ready:
 		return f.pages, f.err

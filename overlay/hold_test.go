@@ -172,18 +172,44 @@ func TestCacheBound(t *testing.T) {
 		return func(context.Context) ([]byte, error) { return make([]byte, n), err }
 	}
 	for i := range 5 {
-		_, err := c.get(t.Context(), t.Context(), frameKey{0, i}, load(4, nil))
+		_, err := c.get(t.Context(), t.Context(), frameKey{0, i}, false, load(4, nil))
 		require.NoError(t, err)
 	}
 	c.mu.Lock()
 	require.Equal(t, 8, c.used)
 	require.Len(t, c.entries, 2)
 	c.mu.Unlock()
-	_, err := c.get(t.Context(), t.Context(), frameKey{1, 0}, load(0, outage{}))
+	_, err := c.get(t.Context(), t.Context(), frameKey{1, 0}, false, load(0, outage{}))
 	require.Error(t, err)
-	_, err = c.get(t.Context(), t.Context(), frameKey{1, 0}, load(1, nil))
+	_, err = c.get(t.Context(), t.Context(), frameKey{1, 0}, false, load(1, nil))
 	require.NoError(t, err)
 	c.close()
-	_, err = c.get(t.Context(), t.Context(), frameKey{1, 0}, load(1, nil))
+	_, err = c.get(t.Context(), t.Context(), frameKey{1, 0}, false, load(1, nil))
 	require.ErrorIs(t, err, ErrClosed)
+}
+
+// TestLoadHere: where loads run in the caller's goroutine, callers at the same time still
+// cost one load.
+func TestLoadHere(t *testing.T) {
+	c := newFrameCache(1 << 20)
+	var loads atomic.Int64
+	begin := make(chan struct{})
+	var wg sync.WaitGroup
+	pages := make([][]byte, 8)
+	for i := range pages {
+		wg.Go(func() {
+			<-begin
+			pages[i], _ = c.get(t.Context(), t.Context(), frameKey{}, true, func(context.Context) ([]byte, error) {
+				loads.Add(1)
+				return []byte{7}, nil
+			})
+		})
+	}
+	close(begin)
+	wg.Wait()
+	require.EqualValues(t, 1, loads.Load())
+	for _, p := range pages {
+		require.Equal(t, []byte{7}, p)
+	}
+	c.close()
 }

@@ -254,7 +254,7 @@ func (fr *frameReader) page(ctx context.Context, dst []byte, src pageSource) err
 
 // frame returns the decoded pages of a frame; the caller must not change them.
 func (im *Image) frame(ctx context.Context, key frameKey) ([]byte, error) {
-	return im.cache.get(ctx, im.life, key, func(ctx context.Context) ([]byte, error) {
+	return im.cache.get(ctx, im.life, key, im.chain[key.level].local, func(ctx context.Context) ([]byte, error) {
 		return im.chain[key.level].decodeFrame(ctx, key.frame, im.base)
 	})
 }

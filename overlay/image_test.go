@@ -63,9 +63,9 @@ func TestConcurrentImage(t *testing.T) {
 func TestLoadPanics(t *testing.T) {
 	c := newFrameCache(10)
 	defer c.close()
-	_, err := c.get(t.Context(), t.Context(), frameKey{}, func(context.Context) ([]byte, error) { panic("index out of range") })
+	_, err := c.get(t.Context(), t.Context(), frameKey{}, false, func(context.Context) ([]byte, error) { panic("index out of range") })
 	require.ErrorContains(t, err, "panic: index out of range")
-	p, err := c.get(t.Context(), t.Context(), frameKey{}, func(context.Context) ([]byte, error) { return []byte{1}, nil })
+	p, err := c.get(t.Context(), t.Context(), frameKey{}, false, func(context.Context) ([]byte, error) { return []byte{1}, nil })
 	require.NoError(t, err)
 	require.Equal(t, []byte{1}, p)
 }

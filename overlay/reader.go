@@ -15,7 +15,8 @@ import (
 // Source is where the bytes of an overlay file come from. ReadAt fills p wholly or returns
 // an error, io.EOF only where p reaches over the end; it obeys ctx and is safe for
 // concurrent use. A Source retries one request as far as that is sensible; an error of its
-// that may pass has a method Temporary() bool that returns true.
+// that may pass has a method Temporary() bool that returns true. A Source whose reads never
+// wait for a network may have a method Local() bool that returns true.
 type Source interface {
 	Size() int64
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
@@ -26,6 +27,7 @@ type Source interface {
 // are read when they are asked for. Safe for concurrent use.
 type Reader struct {
 	src      Source
+	local    bool // reads of src take no longer than a disk's
 	manifest *Manifest
 	digest   Hash
 	index    *index
@@ -72,6 +74,9 @@ const (
 // Reader owns src from then on, also where Open returns an error.
 func Open(ctx context.Context, src Source) (*Reader, error) {
 	r := &Reader{src: src}
+	if l, ok := src.(interface{ Local() bool }); ok {
+		r.local = l.Local()
+	}
 	if err := r.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open overlay %v: %w", src, err), src.Close())
 	}

@@ -20,6 +20,9 @@ type File struct {
 	closed atomic.Bool
 }
 
+// Local says that reads do not wait for a network.
+func (f *File) Local() bool { return true }
+
 // OpenFile opens a regular file; its size stays what it is now.
 func OpenFile(path string) (*File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not block
