@@ -1,43 +1,35 @@
-// Command demo does the main job on the test guest with the program under test, measures it
-// against its alternatives on the same host, and prints a table.
+// Command demo does the main job on a real application with the program under test, and
+// measures it against its alternatives on the same host, in the same minutes.
 package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 )
 
 func main() {
 	d := &demo{}
 	flag.StringVar(&d.program, "cloudlet", "build/cloudlet", "the program")
-	flag.StringVar(&d.guestDir, "guest", "build/guest", "folder of the test guest")
-	flag.StringVar(&d.dir, "dir", "build/demo", "folder to work in; it is emptied")
+	flag.StringVar(&d.guestDir, "guest", "build/appguest", "folder of the guest, which is built if missing")
+	flag.StringVar(&d.dir, "dir", "build/demo", "folder to work in; what is expensive is kept there")
 	flag.StringVar(&d.out, "o", "build/demo.json", "file for the results")
+	flag.StringVar(&d.picture, "svg", "build/demo.svg", "file for the picture")
 	flag.IntVar(&d.rounds, "rounds", 5, "rounds of measuring, every way once in each")
+	flag.StringVar(&d.publish, "publish", "", "root of the project, to put table and picture into its documents")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := d.run(ctx)
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "demo:", err)
+	switch {
+	case errors.Is(err, errMissed):
 		os.Exit(1)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(2)
 	}
-}
-
-// write keeps the results for programs.
-func (d *demo) write(r any) error {
-	b, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(d.out), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(d.out, append(b, '\n'), 0o644)
 }

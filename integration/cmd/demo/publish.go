@@ -1,0 +1,59 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// The lines of the README between which the table of a demo stands.
+const (
+	tableBegin = "<!-- demo: begin -->\n"
+	tableEnd   = "<!-- demo: end -->\n"
+)
+
+// publish puts figures, picture and table of a demo into the project's documents.
+func publish(root string, d *demo, r *results) error {
+	docs := filepath.Join(root, "docs")
+	if err := os.MkdirAll(docs, 0o755); err != nil {
+		return err
+	}
+	err := errors.Join(writeJSON(filepath.Join(docs, "demo.json"), r), os.WriteFile(filepath.Join(docs, "demo.svg"), []byte(picture(d.rows(), r)), 0o644))
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(root, "README.md")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	head, rest, ok := strings.Cut(string(text), tableBegin)
+	_, tail, ok2 := strings.Cut(rest, tableEnd)
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no lines %q and %q", path, tableBegin, tableEnd)
+	}
+	return os.WriteFile(path, []byte(head+tableBegin+markdown(d.rows(), r)+tableEnd+tail), 0o644)
+}
+
+// markdown is the table of a demo as it stands in the README.
+func markdown(rows []way, r *results) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| seconds to the first right answer | median of %d | least to most |\n|---|---|---|\n", r.Rounds)
+	for _, w := range rows {
+		v := r.All[w.key]
+		fmt.Fprintf(&b, "| %s | %.2f | %.2f to %.2f |\n", w.text, median(v), slices.Min(v), slices.Max(v))
+	}
+	fmt.Fprintf(&b, "\nThe overlay has %.1f MiB, the eager way's files %.1f MiB. Before the first answer the mount had served\n"+
+		"%.1f MiB of memory and %.1f MiB of disk; a second instance read %.2f MiB more. %s.\n",
+		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryRead), mib(r.DiskRead), mib(r.SecondRead), r.Host)
+	return b.String()
+}
+
+// host describes the machine that a demo ran on.
+func host(qemu, accelerator string) string {
+	return fmt.Sprintf("Measured on %d cores, %s, QEMU %s with %s", runtime.NumCPU(), runtime.GOARCH, qemu, accelerator)
+}
