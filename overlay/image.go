@@ -10,11 +10,11 @@ import (
 // ErrClosed is returned by reads of a closed Image.
 var ErrClosed = errors.New("launch image is closed")
 
-const defaultFrameCache = 32 << 20
+const defaultFrameCache = 64 << 20
 
 // ImageOptions are the settings of an Image; the zero value is fit for use.
 type ImageOptions struct {
-	// FrameCache is how many bytes of decoded frames are kept; 0 means 32 MiB.
+	// FrameCache is how many bytes of decoded frames are kept; 0 means 64 MiB.
 	FrameCache int
 }
 
