@@ -124,9 +124,7 @@ func TestKVM(t *testing.T) {
 // TestOtherUser runs as a user who may not open the state folder, then
 // in a store of their own.
 func TestOtherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can become another user")
-	}
+	needRoot(t, "become another user")
 	file := launchFile(t)
 	l := newLab(t)
 	nobody := func(cmd *exec.Cmd) {
@@ -160,9 +158,7 @@ func TestOtherUser(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can mount a small file system")
-	}
+	needRoot(t, "mount a small file system")
 	file := launchFile(t)
 	zip := filepath.Join(t.TempDir(), "base.zip")
 	newLab(t).ok("base", "export", shared.base, "-o", zip)

@@ -94,13 +94,26 @@ func need(t *testing.T) {
 	} else {
 		f.Close()
 	}
-	if len(missing) == 0 {
-		return
+	if len(missing) > 0 {
+		skip(t, fmt.Sprintf("this machine lacks %s: run make deps", strings.Join(missing, ", ")))
 	}
+}
+
+// needRoot skips a test that does what only root can.
+func needRoot(t *testing.T, what string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "only root can "+what)
+	}
+}
+
+// skip skips a test for a probed reason, or fails it where skips are not allowed.
+func skip(t *testing.T, reason string) {
+	t.Helper()
 	if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-		t.Fatalf("this machine lacks %s: run make deps", strings.Join(missing, ", "))
+		t.Fatal(reason)
 	}
-	t.Skipf("this machine lacks %s: run make deps", strings.Join(missing, ", "))
+	t.Skip(reason)
 }
 
 // lab is a store of a test's own and the program over it. Its end is part of the test: no
