@@ -13,6 +13,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"cloudlet/integration/product"
 )
 
 // launch is what the guest gets besides packages.
@@ -27,11 +29,11 @@ func LaunchKey(g Guest) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read package list: %w", err)
 	}
-	key, err := recipeKey(launch, ".")
+	key, err := product.Key(launch, ".", "")
 	if err != nil {
 		return "", err
 	}
-	base, err := recipeKey(recipe, ".")
+	base, err := product.Key(recipe, ".", "")
 	if err != nil {
 		return "", err
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 
 	"cloudlet/integration/product"
@@ -65,7 +64,7 @@ func build(ctx context.Context, outDir string, log io.Writer) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
-	key, err := recipeKey(recipe, ".")
+	key, err := product.Key(recipe, ".", "")
 	if err != nil {
 		return Guest{}, err
 	}
@@ -85,26 +84,6 @@ const title = "application guest"
 func at(dir string) Guest {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	return Guest{Kernel: in("vmlinuz"), Initrd: in("initrd"), Disk: in("disk.raw"), Packages: in("packages.txt"), Repo: in("repo")}
-}
-
-// recipeKey names what is made from the files by their hash.
-func recipeKey(files fs.FS, root string) (string, error) {
-	h := sha256.New()
-	err := fs.WalkDir(files, root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		p, err := fs.ReadFile(files, path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(h, "%s %d\n%s", path, len(p), p)
-		return nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("read embedded recipe: %w", err)
-	}
-	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
 
 func hashText(text string) string {

@@ -2,15 +2,11 @@ package guest
 
 import (
 	"context"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"fmt"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"runtime"
-	"strings"
 
 	"cloudlet/integration/product"
 )
@@ -80,21 +76,5 @@ func (g Guest) files() []string { return []string{g.Kernel, g.Initrd, g.Disk, g.
 
 // sourceKey names a product by the hash of its sources and of the compiler's version.
 func sourceKey() (string, error) {
-	h := sha256.New()
-	fmt.Fprintln(h, runtime.Version())
-	err := fs.WalkDir(source, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		p, err := source.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(h, "%s %d\n%s", path, len(p), p)
-		return nil
-	})
-	if err != nil {
-		return "", fmt.Errorf("read embedded sources: %w", err)
-	}
-	return hex.EncodeToString(h.Sum(nil)[:8]), nil
+	return product.Key(source, ".", runtime.Version()+"\n")
 }
