@@ -145,7 +145,8 @@ func TestRemoteOverlay(t *testing.T) {
 	l.ok("overlay", "rm", o.ID) // the file alone counts
 	w := newWeb(t, file)
 
-	in := l.start(w.url())
+	// What a mount has decoded already, it serves without the overlay: little of it here.
+	in := l.start(w.url(), "--mount-memory", "16M")
 	require.Equal(t, w.url(), in.Source)
 	require.Equal(t, table.WindowHash(token, 3), ask(t, in, "GET", "/?window=3").SHA256)
 	sent := w.sent.Load()
@@ -165,7 +166,7 @@ func TestRemoteOverlay(t *testing.T) {
 	l.ok("rm", "--force", in.ID) // and with it the mount and what it has read
 
 	t.Run("abort of disk", func(t *testing.T) {
-		in := l.start(w.url())
+		in := l.start(w.url(), "--mount-memory", "16M")
 		unpin := pinMemory(t, in)
 		defer unpin()
 		w.down()

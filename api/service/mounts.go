@@ -33,7 +33,7 @@ func (s *Service) mountPath(key string, parts ...string) string {
 // exist already, or the mount may be ended again.
 func (s *Service) mount(ctx context.Context, l *launchImage) error {
 	key := mountKey(l.image.ID().String())
-	spec := l.spec(s.mountPath(key, "fs"))
+	spec := l.spec(s.mountPath(key, "fs"), s.cfg.MountMemory)
 	spec.Socket, spec.Alive = s.mountPath(key, "control"), s.mountPath(key, "alive")
 	lk, err := s.lockMount(ctx, key)
 	if err != nil {

@@ -25,9 +25,19 @@ type Config struct {
 	Program []string
 	// QEMU and QEMUImg are the programs; "" means those on PATH.
 	QEMU, QEMUImg string
+	// MountMemory is how many bytes of memory the process of a mount should stay below, beside
+	// the index of its overlays; 0 means 112 MiB.
+	MountMemory int64
 	// Log takes what happens beside the results of calls; nil: nothing.
 	Log *slog.Logger
 }
+
+// defaultMountMemory leaves 64 MiB to decoded frames, which hold what a guest of 1 GiB touches
+// before its first answer.
+const (
+	defaultMountMemory = 112 << 20
+	leastMountMemory   = 16 << 20
+)
 
 // Service is the verbs over one store. Safe for concurrent use, also with Services of other
 // processes over the same store.
@@ -44,6 +54,12 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	s.qemu.Launcher = append(append([]string{}, c.Program...), "launcher")
+	switch {
+	case s.cfg.MountMemory == 0:
+		s.cfg.MountMemory = defaultMountMemory
+	case s.cfg.MountMemory < leastMountMemory:
+		return nil, api.Errorf(api.Invalid, "%d bytes of memory for a mount are too few", s.cfg.MountMemory).Fix("give at least %d MiB", leastMountMemory>>20)
+	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
 		return nil, fail(err)

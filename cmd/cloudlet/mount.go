@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 
 	"cloudlet/api/service"
@@ -23,10 +22,6 @@ const (
 	readyFD   = 3
 	starterFD = 4
 )
-
-// mountMemory is what a mount process's memory should stay below, in bytes: the collector
-// works harder near it. The cache of decoded frames is about half of it.
-const mountMemory = 112 << 20
 
 func newMount(env *environment) *cobra.Command {
 	var spec string
@@ -46,7 +41,6 @@ must be pressed twice.`,
 			return args(2)(cmd, a)
 		},
 		RunE: func(cmd *cobra.Command, a []string) error {
-			debug.SetMemoryLimit(mountMemory)
 			if spec != "" {
 				return mountForService(cmd.Context(), spec)
 			}

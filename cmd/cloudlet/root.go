@@ -25,9 +25,10 @@ type environment struct {
 	stdout, stderr io.Writer
 	terminal       bool // stderr is one: progress may be drawn
 
-	state   string
-	json    bool
-	verbose bool
+	state       string
+	mountMemory bytesFlag
+	json        bool
+	verbose     bool
 }
 
 // Exit codes. A script can tell with them what to do next.
@@ -126,6 +127,8 @@ A first walk:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
 	flags.StringVar(&env.state, "state", defaultState(env), "folder of the store ($CLOUDLET_STATE)")
+	env.mountMemory = 112 << 20
+	flags.Var(&env.mountMemory, "mount-memory", "memory that the process of a mount should stay below, about half of it for decoded frames")
 	flags.BoolVar(&env.json, "json", false, "print facts, and errors, as JSON")
 	flags.BoolVarP(&env.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddCommand(
@@ -172,7 +175,7 @@ func (env *environment) service(ctx context.Context) (*service.Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	return service.Open(ctx, service.Config{Dir: env.state, Program: []string{exe}, Log: env.log()})
+	return service.Open(ctx, service.Config{Dir: env.state, Program: []string{exe}, MountMemory: int64(env.mountMemory), Log: env.log()})
 }
 
 // with makes the body of a command of one that needs the store.
