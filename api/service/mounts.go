@@ -110,6 +110,7 @@ func (s *Service) startMountProcess(ctx context.Context, spec, logPath string, l
 	defer stop()
 	said, err := io.ReadAll(io.LimitReader(ready, 6))
 	if string(said) == "ready\n" {
+		os.Lstat(filepath.Join(filepath.Dir(logPath), "fs", fusefs.MemoryName))
 		return cmd.Process.Release()
 	}
 	cmd.Process.Kill() // our own child, not yet waited for: the pid is its own

@@ -28,6 +28,24 @@ type Config struct {
 	// MountMemory is how many bytes of memory the process of a mount should stay below, beside
 	// the index of its overlays; 0 means 112 MiB.
 	MountMemory int64
+	// Daemon makes this the one long-lived process of the store: a second one is refused, and
+	// operations that an earlier one had begun are taken up again where they can be.
+	Daemon bool
+	// AllowURLs are the URLs that callers who are not local may name: "https://host[:port]/path"
+	// allows what is at and below that path, also as the target of a redirect, as long as the
+	// host is not at a loopback, link-local, private or multicast address. Such an address
+	// needs a rule with it as its host, or one that begins with "private+", like
+	// "private+http://depot/". None: no URL.
+	AllowURLs []string
+	// MaxInstances bounds the living instances; 0: no bound.
+	MaxInstances int
+	// MaxMemory bounds the memory of all living guests together in bytes; 0: a new guest's
+	// memory must be available on the host when it is asked for.
+	MaxMemory int64
+	// MinFree is how many bytes of the store's file system stay free.
+	MinFree int64
+	// MaxOperations bounds the operations that this process works on at once; 0: 16.
+	MaxOperations int
 	// Log takes what happens beside the results of calls; nil: nothing.
 	Log *slog.Logger
 }
