@@ -1,0 +1,122 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"cloudlet/api"
+
+	"github.com/stretchr/testify/require"
+)
+
+// receiver takes uploads as the service does; each PUT gets through so many bytes, and then
+// its connection breaks.
+type receiver struct {
+	each int64
+	lies bool // the answer to a CreateUpload names a wrong offset
+
+	mu   sync.Mutex
+	up   api.Upload
+	got  []byte
+	puts int
+	gone bool
+}
+
+func (s *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch r.Method {
+	case "POST":
+		s.up = api.Upload{ID: "upload-1", Size: 10}
+		up := s.up
+		if s.lies {
+			up.Offset = 3
+		}
+		answer(w, 201, up)
+	case "GET":
+		answer(w, 200, s.up)
+	case "DELETE":
+		s.gone = true
+		w.WriteHeader(204)
+	case "PUT":
+		s.puts++
+		var from, to, size int64
+		if s.up.Offset == s.up.Size {
+			answer(w, 202, api.Operation{ID: "op"})
+			return
+		}
+		if n, _ := fmt.Sscanf(r.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n != 3 || size != s.up.Size || to != size-1 || r.ContentLength != size-from {
+			refuse(w, 400, api.Error{Code: api.Invalid, Detail: "range " + r.Header.Get("Content-Range")})
+			return
+		}
+		if from != s.up.Offset {
+			w.Header().Set("Upload-Offset", fmt.Sprint(s.up.Offset))
+			refuse(w, 409, api.Error{Code: api.Conflict, Detail: "wrong offset"})
+			return
+		}
+		b, _ := io.ReadAll(io.LimitReader(r.Body, s.each))
+		s.got = append(s.got, b...)
+		s.up.Offset += int64(len(b))
+		if s.up.Offset < s.up.Size {
+			panic(http.ErrAbortHandler)
+		}
+		answer(w, 202, api.Operation{ID: "op"})
+	}
+}
+
+func TestSendOverlay(t *testing.T) {
+	for name, s := range map[string]*receiver{"whole": {each: 100}, "pieces": {each: 3}, "wrong offset": {each: 100, lies: true}} {
+		t.Run(name, func(t *testing.T) {
+			l := NewLocal(s)
+			defer l.Close()
+			c, err := New(Options{Server: "http://here", Transport: l})
+			require.NoError(t, err)
+			op, err := c.SendOverlay(t.Context(), "", strings.NewReader("0123456789"), 10, nil)
+			require.NoError(t, err)
+			require.Equal(t, "op", op.ID)
+			require.Equal(t, "0123456789", string(s.got))
+			require.False(t, s.gone)
+		})
+	}
+}
+
+// TestResumeComplete: all bytes are there, but the answer to the last ones was lost.
+func TestResumeComplete(t *testing.T) {
+	s := &receiver{up: api.Upload{ID: "upload-1", Size: 10, Offset: 10}}
+	l := NewLocal(s)
+	defer l.Close()
+	c, err := New(Options{Server: "http://here", Transport: l})
+	require.NoError(t, err)
+	op, err := c.ResumeUpload(t.Context(), s.up, strings.NewReader(""), nil)
+	require.NoError(t, err)
+	require.Equal(t, "op", op.ID)
+}
+
+// TestSendOverlayGivenUp: nothing stays at the service when the caller gives up, or when what
+// is sent cannot be right.
+func TestSendOverlayGivenUp(t *testing.T) {
+	s := &receiver{each: 1}
+	l := NewLocal(s)
+	defer l.Close()
+	c, err := New(Options{Server: "http://here", Transport: l})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err = c.SendOverlay(ctx, "", bytes.NewReader(make([]byte, 10)), 10, func(_ string, done, _ int64) {
+		if done > 2 {
+			cancel()
+		}
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	require.True(t, s.gone)
+
+	s.gone = false
+	_, err = c.SendOverlay(t.Context(), "", bytes.NewReader(make([]byte, 5)), 10, nil)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.True(t, s.gone)
+}
