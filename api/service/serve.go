@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
-	"time"
 
 	"cloudlet/api"
 	"cloudlet/fusefs"
@@ -118,7 +117,7 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	var hold overlay.Hold
 	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
 		Memory: hold.File(im.File(overlay.Memory)), Disk: hold.File(im.File(overlay.Disk)), Info: info,
-		Name: "cloudlet:" + spec.Image[:12], ReadAheadKiB: func() int { n, _ := strconv.Atoi(os.Getenv("RA")); return n }(), Socket: spec.Socket, Log: log,
+		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log,
 		Status: func() any { return MountStatus{im.Stats(), hold.Stalls()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
@@ -131,9 +130,6 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	go func() { ended <- srv.Wait() }()
 	if err := ready(); err != nil {
 		return errors.Join(err, srv.Unmount(ctx), <-ended)
-	}
-	if os.Getenv("PF") != "" {
-		go prefetch(ctx, im, srv, log)
 	}
 	for asked := false; ; asked = true {
 		select {
@@ -153,24 +149,6 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 			log.Error("unmount", "dir", spec.Dir, "err", err)
 		}
 	}
-}
-
-func prefetch(ctx context.Context, im *overlay.Image, srv *fusefs.Server, log *slog.Logger) {
-	begin := time.Now()
-	var total int
-	var waited time.Duration
-	err := im.Prefetch(ctx, func(ctx context.Context, p []byte, off int64) error {
-		for {
-			n, err := srv.PushMemory(ctx, p, off)
-			total += n
-			if !errors.Is(err, fusefs.ErrNotLookedUp) {
-				return err
-			}
-			time.Sleep(time.Millisecond)
-			waited = time.Since(begin)
-		}
-	})
-	log.Info("prefetched", "bytes", total, "waited", waited, "took", time.Since(begin), "err", err)
 }
 
 // openSpec opens base and overlays of a spec as a launch image.
