@@ -271,7 +271,7 @@ func (c *Client) copyTo(ctx context.Context, w io.Writer, cl call, phase string,
 		return context.Cause(ctx)
 	}
 	if err != nil && to.err == nil {
-		return c.unreachable(err)
+		return api.Errorf(api.Unavailable, "the answer of the service at %s broke off: %w", c.where, err).Fix("try again; if that does not help, the service's log says why")
 	}
 	return err
 }
