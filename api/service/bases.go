@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"cloudlet/api"
@@ -96,21 +98,52 @@ func (s *Service) ImportBase(ctx context.Context, path, name string, p api.Progr
 	if err := s.checkName(name); err != nil {
 		return api.Base{}, fail(err)
 	}
+	out, err := s.importBaseFile(ctx, path, name, p)
+	return out, fail(err)
+}
+
+// importBase takes a base from a path, or from a URL that the rules allow.
+func (s *Service) importBase(ctx context.Context, req api.ImportBase, rules []string, p api.Progress) (out api.Base, err error) {
+	if !isRemote(req.Source) {
+		return s.importBaseFile(ctx, strings.TrimPrefix(req.Source, "file://"), req.Name, p)
+	}
+	src, err := openSource(ctx, req.Source, rules)
+	if err != nil {
+		return out, fmt.Errorf("import base: %w", err)
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	if err := s.roomFor(src.Size()); err != nil {
+		return out, err
+	}
+	st, err := s.newStage(ctx, "package")
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(s.spaceError(err), st.drop()) }()
+	file := filepath.Join(st.dir, "base.zip")
+	err = writeFile(file, func(f *os.File) error { return copySource(ctx, f, src, p) })
+	if err != nil {
+		return out, fmt.Errorf("import base %s: %w", src, err)
+	}
+	return s.importBaseFile(ctx, file, req.Name, p)
+}
+
+func (s *Service) importBaseFile(ctx context.Context, path, name string, p api.Progress) (out api.Base, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return api.Base{}, fail(fmt.Errorf("import base: %w", err))
+		return out, fmt.Errorf("import base: %w", err)
 	}
 	defer f.Close()
 	st, err := s.newStage(ctx, "base")
 	if err != nil {
-		return api.Base{}, fail(err)
+		return out, err
 	}
+	defer func() { err = errors.Join(err, st.drop()) }()
 	b, err := overlay.ImportBase(ctx, st.dir+"/base", f, overlay.Progress(p))
 	if err != nil {
-		return api.Base{}, failAs(api.Damaged, errors.Join(err, st.drop()))
+		return out, failAs(api.Damaged, err)
 	}
-	out, err := s.keepBase(ctx, b, name)
-	return out, fail(errors.Join(err, st.drop()))
+	return s.keepBase(ctx, b, name)
 }
 
 // keepBase moves a finished base into the store and closes it.

@@ -9,13 +9,15 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/overlay"
-	"cloudlet/overlay/source"
 )
 
 // link is one overlay of a chain: its id, and where its bytes are.
 type link struct {
 	ID     string `json:"id"`
 	Source string `json:"source"` // path or URL
+	Size   int64  `json:"size,omitempty"`
+	// Allow are the rules that a URL must pass at every request; nil: none.
+	Allow []string `json:"allow,omitzero"`
 }
 
 // launchImage is a base and a chain of overlays, opened.
@@ -48,6 +50,11 @@ func (s *Service) openLaunch(ctx context.Context, ref string) (*launchImage, err
 	if err != nil {
 		return nil, err
 	}
+	return s.openFound(ctx, base, at)
+}
+
+// openFound opens a base, or where that is "" an overlay.
+func (s *Service) openFound(ctx context.Context, base string, at location) (*launchImage, error) {
 	if base != "" {
 		return s.openLinks(ctx, base, nil)
 	}
@@ -63,7 +70,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 	}()
 	for {
-		src, err := source.Open(ctx, at.source)
+		src, err := openSource(ctx, at.source, at.allow)
 		if err != nil {
 			return l, err
 		}
@@ -73,7 +80,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 		m := r.Manifest()
 		l.readers = slices.Insert(l.readers, 0, r)
-		l.links = slices.Insert(l.links, 0, link{m.ID.String(), at.source})
+		l.links = slices.Insert(l.links, 0, link{m.ID.String(), at.source, r.Size(), at.allow})
 		s.holdOverlay(l, at.source)
 		if m.Parent == m.Base {
 			return l, s.finish(l, m.Base.String(), m.ID)
@@ -81,7 +88,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		if len(l.links) == overlay.MaxDepth {
 			return l, fmt.Errorf("%w: the chain of overlay %.12s is over %d deep", overlay.ErrParent, l.links[0].ID, overlay.MaxDepth)
 		}
-		at, err = s.findOverlay(m.Parent.String())
+		at, err = s.findStored(m.Parent.String())
 		if err != nil {
 			return l, api.Errorf(api.NotFound, "overlay %.12s needs its parent, overlay %s, which is not in %s", m.ID, m.Parent, s.cfg.Dir).
 				Fix("import it with `cloudlet overlay import FILE`")
@@ -98,7 +105,7 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 		}
 	}()
 	for _, at := range links {
-		src, err := source.Open(ctx, at.Source)
+		src, err := at.open(ctx)
 		if err != nil {
 			return l, err
 		}

@@ -101,7 +101,7 @@ func (s *Service) Instances(ctx context.Context, all bool) ([]api.Instance, erro
 	}
 	out := []api.Instance{}
 	for _, id := range ids {
-		in, err := s.inspect(ctx, id)
+		in, err := s.see(ctx, id)
 		if os.IsNotExist(err) {
 			continue // removed since, or being made
 		}
@@ -118,12 +118,20 @@ func (s *Service) Instances(ctx context.Context, all bool) ([]api.Instance, erro
 
 // Instance describes one instance.
 func (s *Service) Instance(ctx context.Context, ref string) (api.Instance, error) {
+	if _, in := s.guest(ref); in != nil {
+		return *in, nil
+	}
 	id, err := s.findInstance(ref)
 	if err != nil {
 		return api.Instance{}, fail(err)
 	}
-	in, err := s.inspect(ctx, id)
+	in, err := s.see(ctx, id)
 	return in, fail(err)
+}
+
+// see is inspect, shared by those who ask at the same time: a monitor serves one at a time.
+func (s *Service) see(ctx context.Context, id string) (api.Instance, error) {
+	return shared(ctx, s, "instance "+id, func(ctx context.Context) (api.Instance, error) { return s.inspect(ctx, id) })
 }
 
 // inspect finds out what an instance does now, and records it where it has ended.

@@ -176,6 +176,7 @@ func (s *Service) releaseMount(ctx context.Context, key string) error {
 		return err
 	}
 	if s.mountLives(key) {
+		s.noteMount(ctx, key)
 		if err := s.endMount(ctx, key); err != nil {
 			return err
 		}

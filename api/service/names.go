@@ -62,13 +62,19 @@ func (s *Service) nameOf(kind, id string) string {
 // find returns the id in the store's folder kind that ref names: an id, its beginning (6
 // digits at least), or a name.
 func (s *Service) find(kind, ref string) (string, error) {
+	if len(ref) == 64 && hexForm.MatchString(ref) {
+		if _, err := os.Stat(s.path(kind, ref)); err == nil {
+			return ref, nil
+		}
+	}
 	ids, err := s.list(kind)
 	if err != nil {
 		return "", err
 	}
+	named := nameForm.MatchString(ref) && !hexForm.MatchString(ref)
 	var found []string
 	for _, id := range ids {
-		if id == ref || s.nameOf(kind, id) == ref {
+		if id == ref || named && s.nameOf(kind, id) == ref {
 			return id, nil
 		}
 		if hexForm.MatchString(ref) && strings.HasPrefix(id, ref) {
@@ -95,7 +101,10 @@ func (s *Service) findBase(ref string) (string, error) {
 }
 
 // location is where an overlay is: in the store, then with its id, or in a file or at a URL.
-type location struct{ id, source string }
+type location struct {
+	id, source string
+	allow      []string // rules that a URL must pass; nil: none
+}
 
 func isURL(ref string) bool {
 	return strings.HasPrefix(ref, "http://") || strings.HasPrefix(ref, "https://") || strings.HasPrefix(ref, "file://")
@@ -109,7 +118,7 @@ func (s *Service) findOverlay(ref string) (location, error) {
 	}
 	id, err := s.find("overlays", ref)
 	if err == nil {
-		return location{id, s.overlayFile(id)}, nil
+		return location{id: id, source: s.overlayFile(id)}, nil
 	}
 	if !errors.Is(err, errNotFound) {
 		return location{}, err
@@ -121,6 +130,52 @@ func (s *Service) findOverlay(ref string) (location, error) {
 		return location{}, err
 	}
 	return location{}, api.Errorf(api.NotFound, "no overlay %q in %s, and no file of that name", ref, s.cfg.Dir).Fix("see `cloudlet overlay list`")
+}
+
+// findStored finds an overlay of the store.
+func (s *Service) findStored(ref string) (location, error) {
+	id, err := s.find("overlays", ref)
+	if errors.Is(err, errNotFound) {
+		return location{}, api.Errorf(api.NotFound, "no overlay %.80q in %s", ref, s.cfg.Dir).Fix("see `cloudlet overlay list`")
+	}
+	return location{id: id, source: s.overlayFile(id)}, err
+}
+
+// findOverlayFor is findOverlay for a caller, who may have to keep to the store and to URLs
+// that the rules allow.
+func (s *Service) findOverlayFor(c Caller, field, ref string) (location, error) {
+	if c.Local {
+		return s.findOverlay(ref)
+	}
+	if strings.Contains(ref, "://") {
+		return location{source: ref, allow: s.rules(c)}, s.checkURL(c, field, ref)
+	}
+	if strings.ContainsRune(ref, '/') {
+		return location{}, errPath(field, ref)
+	}
+	return s.findStored(ref)
+}
+
+// errPath refuses a path of this host in the request of a caller who is not on it.
+func errPath(field, ref string) error {
+	return invalid(field, "%.200q is a path; only callers on this host may name its files", ref).Fix("upload the file, or give its id, name or URL")
+}
+
+// findLaunchFor finds what an instance can be made of, for a caller.
+func (s *Service) findLaunchFor(c Caller, ref string) (base string, at location, err error) {
+	if c.Local {
+		return s.findLaunch(ref)
+	}
+	if !strings.ContainsRune(ref, '/') {
+		if base, err = s.find("bases", ref); !errors.Is(err, errNotFound) {
+			return base, at, err
+		}
+	}
+	at, err = s.findOverlayFor(c, "ref", ref)
+	if api.CodeOf(err) == api.NotFound {
+		err = api.Errorf(api.NotFound, "%.80q is no base or overlay in %s", ref, s.cfg.Dir).Fix("see `cloudlet base list` and `cloudlet overlay list`")
+	}
+	return "", at, err
 }
 
 // findLaunch finds what an instance can be made of: a base, or an overlay.

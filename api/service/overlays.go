@@ -42,12 +42,17 @@ func (s *Service) Overlays(ctx context.Context) ([]api.Overlay, error) {
 
 // Overlay describes an overlay of the store, or in a file or at a URL.
 func (s *Service) Overlay(ctx context.Context, ref string) (api.Overlay, error) {
-	at, err := s.findOverlay(ref)
+	return s.OverlayFor(ctx, Caller{Local: true}, ref)
+}
+
+// OverlayFor is Overlay on behalf of a caller: only a local one may name a file or any URL.
+func (s *Service) OverlayFor(ctx context.Context, caller Caller, ref string) (api.Overlay, error) {
+	at, err := s.findOverlayFor(caller, "id", ref)
 	if err != nil {
 		return api.Overlay{}, fail(err)
 	}
 	if at.id == "" {
-		src, err := source.Open(ctx, at.source)
+		src, err := openSource(ctx, at.source, at.allow)
 		if err != nil {
 			return api.Overlay{}, fail(err)
 		}
@@ -102,27 +107,37 @@ func (s *Service) ImportOverlay(ctx context.Context, ref, name string, p api.Pro
 	if err := s.checkName(name); err != nil {
 		return api.Overlay{}, fail(err)
 	}
-	src, err := source.Open(ctx, ref)
+	out, err := s.importOverlay(ctx, location{source: ref}, name, p)
+	return out, fail(err)
+}
+
+func (s *Service) importOverlay(ctx context.Context, at location, name string, p api.Progress) (out api.Overlay, err error) {
+	src, err := openSource(ctx, at.source, at.allow)
 	if err != nil {
-		return api.Overlay{}, fail(fmt.Errorf("import overlay: %w", err))
+		return out, fmt.Errorf("import overlay: %w", err)
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	if err := s.roomFor(src.Size()); err != nil {
+		return out, err
 	}
 	st, err := s.newStage(ctx, "overlay")
 	if err != nil {
-		return api.Overlay{}, fail(errors.Join(err, src.Close()))
+		return out, err
 	}
+	defer func() { err = errors.Join(s.spaceError(err), st.drop()) }()
 	err = writeFile(filepath.Join(st.dir, "overlay"), func(f *os.File) error { return copySource(ctx, f, src, p) })
-	if err = errors.Join(err, src.Close()); err != nil {
-		return api.Overlay{}, fail(errors.Join(fmt.Errorf("import overlay %s: %w", ref, err), st.drop()))
+	if err != nil {
+		return out, fmt.Errorf("import overlay %s: %w", at.source, err)
 	}
-	out, err := s.verifyAndKeep(ctx, st, ref, name, p)
-	return out, fail(errors.Join(err, st.drop()))
+	return s.verifyAndKeep(ctx, st.dir, at.source, name, p)
 }
 
-func (s *Service) verifyAndKeep(ctx context.Context, st *stage, ref, name string, p api.Progress) (out api.Overlay, err error) {
-	if _, err := s.verifyOverlay(ctx, filepath.Join(st.dir, "overlay"), p); err != nil {
+// verifyAndKeep checks the file "overlay" in dir and moves it into the store.
+func (s *Service) verifyAndKeep(ctx context.Context, dir, ref, name string, p api.Progress) (out api.Overlay, err error) {
+	if _, err := s.verifyOverlay(ctx, location{source: filepath.Join(dir, "overlay")}, p); err != nil {
 		return out, fmt.Errorf("import overlay %s: %w", ref, err)
 	}
-	return s.keepOverlay(ctx, st.dir, name)
+	return s.keepOverlay(ctx, dir, name)
 }
 
 // copySource writes all of src to f.
@@ -181,33 +196,25 @@ func (s *Service) keepOverlay(ctx context.Context, dir, name string) (out api.Ov
 	return s.describeOverlay(context.WithoutCancel(ctx), out.ID) // it is in the store now
 }
 
-// Verified says how much of an overlay could be checked.
-type Verified struct {
-	api.Overlay
-	// Pages: every page was decoded and matches the id. False: base or a parent is not in
-	// the store, so only the encoded bytes were checked against their hashes.
-	Pages bool `json:"pages_verified"`
-}
-
 // VerifyOverlay checks an overlay in the store, in a file or at a URL.
-func (s *Service) VerifyOverlay(ctx context.Context, ref string, p api.Progress) (Verified, error) {
+func (s *Service) VerifyOverlay(ctx context.Context, ref string, p api.Progress) (api.VerifiedOverlay, error) {
 	at, err := s.findOverlay(ref)
 	if err != nil {
-		return Verified{}, fail(err)
+		return api.VerifiedOverlay{}, fail(err)
 	}
-	v, err := s.verifyOverlay(ctx, at.source, p)
+	v, err := s.verifyOverlay(ctx, at, p)
 	return v, fail(err)
 }
 
-func (s *Service) verifyOverlay(ctx context.Context, from string, p api.Progress) (v Verified, err error) {
-	launch, err := s.openChain(ctx, location{source: from})
+func (s *Service) verifyOverlay(ctx context.Context, at location, p api.Progress) (v api.VerifiedOverlay, err error) {
+	launch, err := s.openChain(ctx, at)
 	if err == nil {
 		defer launch.close()
 		v.Pages = true
 		err = launch.image.Verify(ctx, overlay.Progress(p))
 	} else if api.CodeOf(err) == api.NotFound {
 		var src source.Source
-		if src, err = source.Open(ctx, from); err != nil {
+		if src, err = openSource(ctx, at.source, at.allow); err != nil {
 			return v, err
 		}
 		r, oerr := overlay.Open(ctx, src)
@@ -219,7 +226,7 @@ func (s *Service) verifyOverlay(ctx context.Context, from string, p api.Progress
 	if err != nil {
 		return v, err
 	}
-	src, err := source.Open(ctx, from)
+	src, err := openSource(ctx, at.source, at.allow)
 	if err != nil {
 		return v, err
 	}
@@ -230,12 +237,12 @@ func (s *Service) verifyOverlay(ctx context.Context, from string, p api.Progress
 // DeleteOverlay removes an overlay that nothing uses from the store.
 func (s *Service) DeleteOverlay(ctx context.Context, ref string) error {
 	return fail(s.locked(ctx, func() error {
-		at, err := s.findOverlay(ref)
+		at, err := s.findStored(ref)
+		if err != nil && strings.ContainsRune(ref, '/') {
+			return api.Errorf(api.Invalid, "%.200s is a file or URL, not an overlay in the store", ref).Fix("remove the file itself")
+		}
 		if err != nil {
 			return err
-		}
-		if at.id == "" {
-			return api.Errorf(api.Invalid, "%s is a file, not an overlay in the store", ref).Fix("remove the file itself")
 		}
 		users, err := s.overlayUsers(ctx, at.id)
 		if err != nil {

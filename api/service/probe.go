@@ -36,7 +36,7 @@ func (s *Service) await(ctx context.Context, vm *vmm.VM, req api.Run, t *timelin
 // awaitProbe asks the application of a VM until it answers right, the VM ends, or the time
 // is over. What it saw last is part of the error.
 func awaitProbe(ctx context.Context, vm *vmm.VM, p *api.Probe, timeout time.Duration) error {
-	url := "http://" + probeAddress(vm, p.Port) + "/" + strings.TrimPrefix(p.Path, "/")
+	url := probeURL(probeAddress(vm, p.Port), p.Path)
 	if _, err := http.NewRequest(http.MethodGet, url, nil); err != nil {
 		return api.Errorf(api.Invalid, "probe path %q: %v", p.Path, err)
 	}

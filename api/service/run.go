@@ -18,6 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// eventFirstAnswer is the event of the first right answer to the probe.
+const eventFirstAnswer = "first answer"
+
 // timeline collects the steps of a synthesis.
 type timeline struct {
 	start  time.Time
@@ -37,42 +40,105 @@ func (t *timeline) mark(name string) {
 // nothing is left of the instance, unless it only missed its probe and req.Keep is set.
 func (s *Service) Run(ctx context.Context, req api.Run, p api.Progress) (api.Instance, error) {
 	t := &timeline{start: time.Now(), report: p}
-	in, err := s.run(ctx, req, t)
+	t.mark("accepted")
+	j, err := s.newSynthesis(ctx, Caller{Local: true}, req, t)
+	if err != nil {
+		return api.Instance{}, fail(err)
+	}
+	in, err := s.run(ctx, j, func(string) {})
 	return in, fail(err)
 }
 
-func (s *Service) run(ctx context.Context, req api.Run, t *timeline) (in api.Instance, err error) {
-	if err := s.checkName(req.Name); err != nil {
-		return in, err
+// synthesis is a run that has been looked through.
+type synthesis struct {
+	req      api.Run
+	forwards []vmm.Forward
+	base     string // id; "": an overlay
+	at       location
+	t        *timeline
+
+	// fits is asked whether the guest's memory can be had, where that is known late.
+	fits func(ctx context.Context, memory int64) error
+
+	// Of an image in the store; one at a URL is opened by the work.
+	image   *launchImage
+	machine vmm.Machine
+	raw     json.RawMessage
+}
+
+func (j *synthesis) close() error {
+	if j.image == nil {
+		return nil
+	}
+	return j.image.close()
+}
+
+// newSynthesis checks a request for an instance and opens the image, unless it is at a URL.
+func (s *Service) newSynthesis(ctx context.Context, caller Caller, req api.Run, t *timeline) (*synthesis, error) {
+	if err := errors.Join(s.checkName(req.Name), s.checkInstanceName(req.Name), checkProbe(req.Probe), checkTime("timeout", req.Timeout)); err != nil {
+		return nil, err
+	}
+	if req.Probe != nil && req.Paused {
+		return nil, invalid("paused", "a paused guest does not answer the probe").Fix("leave out one of the two")
 	}
 	forwards, err := checkForwards(req.Forwards, req.Probe)
 	if err != nil {
-		return in, err
+		return nil, err
 	}
-	l, err := s.openLaunch(ctx, req.Ref)
-	if err != nil {
-		return in, err
+	j := &synthesis{req: req, forwards: forwards, t: t}
+	if j.base, j.at, err = s.findLaunchFor(caller, req.Ref); err != nil {
+		return nil, err
 	}
-	defer l.close()
-	machine, raw, err := s.machineOf(ctx, l)
-	if err != nil {
-		return in, err
+	if isRemote(j.at.source) {
+		return j, nil
 	}
-	t.mark("opened")
-	r, lk, err := s.newRecord(ctx, req, l, raw)
+	return j, s.openSynthesis(ctx, j)
+}
+
+// openSynthesis opens the image and sees that this host can resume it.
+func (s *Service) openSynthesis(ctx context.Context, j *synthesis) (err error) {
+	if j.image, err = s.openFound(ctx, j.base, j.at); err != nil {
+		j.image = nil
+		return err
+	}
+	if j.machine, j.raw, err = s.machineOf(ctx, j.image); err != nil {
+		err = errors.Join(err, j.close())
+		j.image = nil
+		return err
+	}
+	j.t.mark("opened")
+	return nil
+}
+
+// run does a synthesis and closes its image. made is told the instance's id once it has one.
+func (s *Service) run(ctx context.Context, j *synthesis, made func(id string)) (in api.Instance, err error) {
+	if j.image == nil {
+		if err := s.openSynthesis(ctx, j); err != nil {
+			return in, err
+		}
+	}
+	l, req, t := j.image, j.req, j.t
+	defer func() { err = errors.Join(err, l.close()) }()
+	if j.fits != nil {
+		if err := j.fits(ctx, j.machine.Memory); err != nil {
+			return in, err
+		}
+	}
+	r, lk, err := s.newRecord(ctx, req, l, j.raw)
 	if lk != nil {
 		defer lk.unlock()
 	}
 	if err != nil {
 		return in, err
 	}
+	made(r.ID)
 	keep := false
 	defer func() {
 		if err != nil && !keep {
 			err = errors.Join(s.spaceError(err), s.undo(r))
 		}
 	}()
-	vm, err := s.resume(ctx, r, l, machine, forwards, req.Paused, t)
+	vm, err := s.resume(ctx, r, l, j.machine, j.forwards, req.Paused, t)
 	if err != nil {
 		return in, err
 	}
@@ -80,16 +146,27 @@ func (s *Service) run(ctx context.Context, req api.Run, t *timeline) (in api.Ins
 	if err := s.writeRecord(r); err != nil {
 		return in, err
 	}
+	if in, err = s.firstAnswer(ctx, r, vm, req, t); err != nil {
+		keep = req.Keep && ctx.Err() == nil
+	}
+	return in, err
+}
+
+// firstAnswer waits for the first right answer to the probe of a request, if it has one, and
+// describes the instance.
+func (s *Service) firstAnswer(ctx context.Context, r *record, vm *vmm.VM, req api.Run, t *timeline) (in api.Instance, err error) {
 	if req.Probe != nil {
-		if err = s.await(ctx, vm, req, t); err != nil {
-			keep = req.Keep && ctx.Err() == nil
+		if err := s.await(ctx, vm, req, t); err != nil {
 			return in, err
 		}
-		t.mark("first answer")
+		t.mark(eventFirstAnswer)
 		r.Timeline = t.events
 		if err := s.writeRecord(r); err != nil {
 			return in, err
 		}
+	}
+	if err := ctx.Err(); err != nil {
+		return in, err // given up in the last moment: it is undone
 	}
 	return s.inspect(ctx, r.ID)
 }

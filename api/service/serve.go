@@ -14,7 +14,6 @@ import (
 	"cloudlet/api"
 	"cloudlet/fusefs"
 	"cloudlet/overlay"
-	"cloudlet/overlay/source"
 
 	"golang.org/x/sys/unix"
 )
@@ -160,7 +159,7 @@ func openSpec(ctx context.Context, spec MountSpec, onClose func(func() error)) (
 	onClose(base.Close)
 	var readers []*overlay.Reader
 	for _, l := range spec.Links {
-		src, err := source.Open(ctx, l.Source)
+		src, err := l.open(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"cloudlet/api"
 	"cloudlet/vmm"
@@ -60,14 +61,25 @@ const (
 // Service is the verbs over one store. Safe for concurrent use, also with Services of other
 // processes over the same store.
 type Service struct {
-	cfg  Config
-	qemu *vmm.QEMU
-	log  *slog.Logger
+	cfg     Config
+	qemu    *vmm.QEMU
+	log     *slog.Logger
+	daemon  *lock // of daemon.lock; nil: not the daemon
+	flights flights
+	joined  sync.WaitGroup // operations and the janitor
+	stop    context.CancelFunc
+
+	mu     sync.Mutex
+	live   map[string]*operation // that this process works on
+	closed bool
 }
 
 // Open opens the store, making it if it is new, and sweeps up what dead processes left.
 func Open(ctx context.Context, c Config) (*Service, error) {
-	s := &Service{cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}}
+	s := &Service{
+		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, stop: func() {},
+		flights: flights{running: map[string]*flight{}, waiting: map[string]*flight{}},
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -78,13 +90,16 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	case s.cfg.MountMemory < leastMountMemory:
 		return nil, api.Errorf(api.Invalid, "%d bytes of memory for a mount are too few", s.cfg.MountMemory).Fix("give at least %d MiB", leastMountMemory>>20)
 	}
+	if _, err := newAllowList(c.AllowURLs); err != nil {
+		return nil, err
+	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
 		return nil, fail(err)
 	}
 	s.cfg.Dir = dir
 	s.qemu.Cache = s.path("host.json")
-	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "tmp"} {
+	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "tmp", "operations", "active", "keys", "uploads", "counts"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, noStore(err)
 		}
@@ -96,10 +111,62 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if err := f.Close(); err != nil {
 		return nil, fail(err)
 	}
-	if err := s.sweep(ctx); err != nil {
-		return nil, fail(fmt.Errorf("sweep state folder %s: %w", dir, err))
+	if err := s.begins(ctx); err != nil {
+		at, once := context.WithCancel(ctx)
+		once()
+		return nil, fail(errors.Join(fmt.Errorf("sweep state folder %s: %w", dir, err), s.Close(at)))
 	}
 	return s, nil
+}
+
+// begins puts the store in order and, as the daemon, goes on where an earlier one stopped.
+func (s *Service) begins(ctx context.Context) error {
+	if s.cfg.Daemon {
+		if err := s.lockDaemon(); err != nil {
+			return err
+		}
+		if err := s.adopt(ctx); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx)); err != nil {
+		return err
+	}
+	if s.cfg.Daemon {
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		s.stop = cancel
+		s.joined.Go(func() { s.janitor(ctx) })
+	}
+	return nil
+}
+
+// Close takes no more work and waits for the operations; those that still run when ctx ends
+// are cancelled, and Close returns when they have cleaned up. VMs and mounts live on.
+func (s *Service) Close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	done := make(chan struct{})
+	go func() { // ends with the work
+		defer close(done)
+		s.joined.Wait()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.mu.Lock()
+		for _, op := range s.live {
+			op.work()
+		}
+		s.mu.Unlock()
+		<-done
+	}
+	if s.daemon != nil {
+		s.daemon.unlock()
+		s.daemon = nil
+	}
+	return nil
 }
 
 func noStore(err error) error {

@@ -104,7 +104,10 @@ func isLocked(path string) bool {
 }
 
 // writeJSON replaces path by v, durably and at once.
-func writeJSON(path string, v any) error {
+func writeJSON(path string, v any) error { return replaceJSON(path, v, true) }
+
+// replaceJSON replaces path by v at once; durably where sync is set.
+func replaceJSON(path string, v any, sync bool) error {
 	b, err := json.MarshalIndent(v, "", " ")
 	if err != nil {
 		return fmt.Errorf("marshal %s: %w", path, err)
@@ -114,7 +117,7 @@ func writeJSON(path string, v any) error {
 		return err
 	}
 	_, err = f.Write(append(b, '\n'))
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
@@ -123,7 +126,19 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), ignoreMissing(os.Remove(f.Name())))
 	}
+	if !sync {
+		return nil
+	}
 	return syncDir(filepath.Dir(path))
+}
+
+// syncFile makes what was written to path durable.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func readJSON(path string, v any) error {

@@ -2,25 +2,82 @@ package service
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"iter"
+	"os"
+	"slices"
+	"time"
 
 	"cloudlet/api"
 )
 
 // Operation describes an operation by its id or the beginning of it.
 func (s *Service) Operation(ctx context.Context, id string) (api.Operation, error) {
-	return api.Operation{}, api.Errorf(api.Internal, "operation: not there yet")
+	id, err := s.findOperation(id)
+	if err != nil {
+		return api.Operation{}, fail(err)
+	}
+	op, _, err := s.look(ctx, id)
+	return op, fail(err)
 }
 
-// Operations lists the operations, the oldest first.
+// Operations lists the operations, the oldest first. The newest 1000 are kept.
 func (s *Service) Operations(ctx context.Context) ([]api.Operation, error) {
-	return nil, api.Errorf(api.Internal, "operations: not there yet")
+	out, err := shared(ctx, s, "operations", func(ctx context.Context) ([]api.Operation, error) {
+		ids, err := s.list("operations")
+		if err != nil {
+			return nil, err
+		}
+		records, err := s.readOperations(ids)
+		if err != nil {
+			return nil, err
+		}
+		out := make([]api.Operation, 0, len(records))
+		for _, r := range records[max(0, len(records)-keptOperations):] {
+			op := r.Operation
+			if !r.State.Ended() {
+				if op, _, err = s.look(ctx, r.ID); err != nil {
+					return nil, err
+				}
+			}
+			out = append(out, op)
+		}
+		return out, nil
+	})
+	return slices.Clone(out), fail(err)
+}
+
+func sortOperations(list []operationRecord) {
+	slices.SortFunc(list, func(a, b operationRecord) int { return a.Created.Compare(b.Created) })
+}
+
+// own returns the operation if this process works on it.
+func (s *Service) own(id string) *operation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[id]
+}
+
+// look returns an operation as it is now, and a channel that is closed when it has changed;
+// nil where another process works on it, or it has ended.
+func (s *Service) look(ctx context.Context, id string) (api.Operation, <-chan struct{}, error) {
+	if op := s.own(id); op != nil {
+		op.mu.Lock()
+		defer op.mu.Unlock()
+		return op.record.Operation, op.changed, nil
+	}
+	r, err := s.settle(ctx, id)
+	return r.Operation, nil, err
 }
 
 // WaitOperation returns an operation once its version is above after or it has ended. When
 // ctx ends before, it returns the operation as it is, without an error.
 func (s *Service) WaitOperation(ctx context.Context, id string, after int64) (api.Operation, error) {
-	return api.Operation{}, api.Errorf(api.Internal, "wait: not there yet")
+	for op, err := range s.OperationEvents(ctx, id, after) {
+		return op, err
+	}
+	return s.Operation(context.WithoutCancel(ctx), id)
 }
 
 // OperationEvents yields the states of an operation whose version is above after, as many as
@@ -28,21 +85,75 @@ func (s *Service) WaitOperation(ctx context.Context, id string, after int64) (ap
 // when ctx ends.
 func (s *Service) OperationEvents(ctx context.Context, id string, after int64) iter.Seq2[api.Operation, error] {
 	return func(yield func(api.Operation, error) bool) {
-		yield(api.Operation{}, api.Errorf(api.Internal, "events: not there yet"))
+		id, err := s.findOperation(id)
+		if err != nil {
+			yield(api.Operation{}, fail(err))
+			return
+		}
+		var tick *time.Ticker
+		for {
+			op, changed, err := s.look(context.WithoutCancel(ctx), id)
+			if err != nil {
+				yield(api.Operation{}, fail(err))
+				return
+			}
+			if op.Version > after {
+				after = op.Version
+				if !yield(op, nil) {
+					return
+				}
+			}
+			if op.State.Ended() {
+				return
+			}
+			var poll <-chan time.Time
+			if changed == nil { // another process writes to its record
+				if tick == nil {
+					tick = time.NewTicker(operationTick)
+					defer tick.Stop()
+				}
+				poll = tick.C
+			}
+			select {
+			case <-changed:
+			case <-poll:
+			case <-ctx.Done():
+				return
+			}
+		}
 	}
 }
 
 // CancelOperation ends an operation and returns when nothing is left of its work. One that
-// has ended already is a Conflict.
+// has ended already, or that succeeds in this moment, is a Conflict.
 func (s *Service) CancelOperation(ctx context.Context, id string) (api.Operation, error) {
-	return api.Operation{}, api.Errorf(api.Internal, "cancel: not there yet")
+	id, err := s.findOperation(id)
+	if err != nil {
+		return api.Operation{}, fail(err)
+	}
+	now, _, err := s.look(ctx, id)
+	if err != nil {
+		return now, fail(err)
+	}
+	if now.State.Ended() {
+		return now, api.Errorf(api.Conflict, "operation %s has ended: it is %s", id, now.State)
+	}
+	if op := s.own(id); op != nil {
+		op.end()
+	} else if err := os.WriteFile(s.operationPath(id, "cancel"), nil, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return now, fail(err)
+	}
+	for op, err := range s.OperationEvents(ctx, id, 0) {
+		if err != nil {
+			return now, err
+		}
+		now = op
+	}
+	switch {
+	case now.State == api.OperationCancelled:
+		return now, nil
+	case now.State.Ended():
+		return now, api.Errorf(api.Conflict, "operation %s ended before it could be cancelled: it is %s", id, now.State)
+	}
+	return now, fail(context.Cause(ctx))
 }
-
-// Act does a to an instance. ActionReady takes the instance or the operation of a CreateBase.
-func (s *Service) Act(ctx context.Context, ref string, a api.Action) (api.Instance, error) {
-	return api.Instance{}, api.Errorf(api.Internal, "act: not there yet")
-}
-
-// Close takes no more work and waits for the operations; those that still run when ctx ends
-// are cancelled, and Close returns when they have cleaned up. VMs and mounts live on.
-func (s *Service) Close(ctx context.Context) error { return nil }

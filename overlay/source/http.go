@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -29,6 +30,13 @@ type HTTPOptions struct {
 	Backoff    time.Duration // before the first retry, doubled each time, with jitter; 0: 100 ms
 	MaxBackoff time.Duration // 0: 5 s
 	MaxSize    int64         // a larger file is refused; 0: any size
+
+	// Check, if not nil, refuses a URL by an error: the one that is opened, and the target of
+	// each redirect before it is asked.
+	Check func(*url.URL) error
+	// Dial, if not nil, makes the connections, and then no proxy is used. It cannot be used
+	// together with Client.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 func (o HTTPOptions) withDefaults() HTTPOptions {
@@ -91,6 +99,11 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return nil, h.fail("open", errors.New("want http://HOST/PATH or https://HOST/PATH"))
 	}
+	if o.Check != nil {
+		if err := o.Check(u); err != nil {
+			return nil, h.fail("open", err)
+		}
+	}
 	h.client = &http.Client{}
 	if o.Client != nil {
 		*h.client = *o.Client
@@ -98,6 +111,9 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 		h.own = &http.Transport{
 			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableCompression: true,
 			MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+		}
+		if o.Dial != nil {
+			h.own.Proxy, h.own.DialContext = nil, o.Dial
 		}
 		h.client.Transport = h.own
 	}
@@ -278,7 +294,8 @@ func requestError(ctx context.Context, err error) error {
 	}
 	var cert *tls.CertificateVerificationError
 	var redirect redirectError
-	if errors.As(err, &cert) || errors.As(err, &redirect) {
+	var permanent permanentError
+	if errors.As(err, &cert) || errors.As(err, &redirect) || errors.As(err, &permanent) {
 		return err
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
@@ -294,6 +311,14 @@ func noEOF(err error) error {
 	return err
 }
 
+// permanentError marks a cause that every attempt will meet.
+type permanentError struct{ error }
+
+func (e permanentError) Unwrap() error { return e.error }
+
+// Permanent marks an error of HTTPOptions.Dial after which no other attempt is made.
+func Permanent(err error) error { return permanentError{err} }
+
 // redirectError is a redirect that is not followed.
 type redirectError string
 
@@ -308,6 +333,11 @@ func (h *HTTP) checkRedirect(req *http.Request, via []*http.Request) error {
 		return redirectError("redirected to neither http nor https")
 	case last.Scheme == "https" && req.URL.Scheme == "http":
 		return redirectError("redirected from https to http on " + req.URL.Host)
+	}
+	if h.o.Check != nil {
+		if err := h.o.Check(req.URL); err != nil {
+			return permanentError{fmt.Errorf("redirected: %w", err)}
+		}
 	}
 	if req.URL.Host != via[0].URL.Host {
 		for key := range h.o.Header {

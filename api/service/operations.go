@@ -1,0 +1,429 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"cloudlet/api"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	defaultOperations = 16
+	keptOperations    = 1000
+	operationTick     = 100 * time.Millisecond // between changes that watchers and the disk see
+	versionGap        = 100                    // above what a killed process may have shown without writing it
+)
+
+// operationRecord is what the store keeps of an operation.
+type operationRecord struct {
+	api.Operation
+	Caller string `json:"caller,omitempty"`
+	Local  bool   `json:"local,omitempty"`
+	Daemon bool   `json:"daemon,omitempty"` // a daemon's, which the next one takes up
+	Upload string `json:"upload,omitempty"` // what it takes in
+	Need   need   `json:"need,omitzero"`
+}
+
+// operation is one that this process works on.
+type operation struct {
+	lock    *lock
+	work    context.CancelFunc // ends the work
+	poke    chan struct{}      // show the change now
+	ready   chan struct{}      // ActionReady
+	stopped chan struct{}      // of the work: no more changes
+
+	mu        sync.Mutex
+	record    operationRecord
+	dirty     bool          // record has changed since its version was given
+	changed   chan struct{} // closed at the next version
+	cancelled bool
+	guest     *api.Instance // of a CreateBase, while it runs
+}
+
+func (s *Service) operationPath(id string, parts ...string) string {
+	return s.path(append([]string{"operations", id}, parts...)...)
+}
+
+func (s *Service) readOperation(id string) (r operationRecord, err error) {
+	err = readJSON(s.operationPath(id, "record.json"), &r)
+	return r, err
+}
+
+// task is what begin makes an operation of.
+type task struct {
+	caller Caller
+	kind   api.Kind
+	req    any
+	upload string
+	need   need
+	target *api.Target
+	work   func(context.Context, *operation) (any, error)
+}
+
+// begin makes an operation and starts its work, or finds the one of the same key. Then fresh
+// is false and the task's work is not called.
+func (s *Service) begin(ctx context.Context, t task) (out api.Operation, fresh bool, err error) {
+	request, err := json.Marshal(t.req)
+	if err != nil {
+		return out, false, err
+	}
+	var id [6]byte
+	rand.Read(id[:]) // never fails
+	op, life := newOperation(ctx, operationRecord{
+		Operation: api.Operation{
+			ID: hex.EncodeToString(id[:]), Kind: t.kind, State: api.OperationRunning, Version: 1, Target: t.target,
+			Created: time.Now().UTC(), Request: request,
+		},
+		Caller: t.caller.Name, Local: t.caller.Local, Daemon: s.cfg.Daemon, Upload: t.upload, Need: t.need,
+	})
+	if err := s.enlist(op); err != nil {
+		return out, false, err
+	}
+	known, err := s.place(ctx, op, t.caller, nil)
+	if t.need.Memory > 0 && api.CodeOf(err) == api.Unavailable {
+		// Look closer: some may have ended, or use already what they were promised.
+		var resident map[string]int64
+		if resident, err = s.residents(ctx); err == nil {
+			known, err = s.place(ctx, op, t.caller, resident)
+		}
+	}
+	if err != nil || known != "" {
+		s.strike(op)
+		if err == nil {
+			out, err = s.Operation(ctx, known)
+		}
+		return out, false, err
+	}
+	out = op.snapshot()
+	s.start(life, op, t.work)
+	// The work has begun already; what a crash of the host may lose, nobody has been told of.
+	if err := errors.Join(syncFile(s.operationPath(out.ID, "record.json")), syncDir(s.operationPath(out.ID)), syncDir(s.path("operations"))); err != nil {
+		op.end()
+		return out, true, fmt.Errorf("write operation %s: %w", out.ID, err)
+	}
+	return out, true, nil
+}
+
+// place puts a new operation on disk if it fits, or finds the one of the same key.
+func (s *Service) place(ctx context.Context, op *operation, caller Caller, resident map[string]int64) (known string, err error) {
+	err = s.locked(ctx, func() (err error) {
+		if known, err = s.keyed(caller, op.record.Kind, op.record.Request); err != nil || known != "" {
+			return err
+		}
+		if err := s.admit(op.record.Need, resident); err != nil {
+			return err
+		}
+		return s.layDown(op, caller)
+	})
+	return known, err
+}
+
+// newOperation returns an operation and the context of its work, which outlives that of the
+// request, and ends with the work, by CancelOperation or by Close.
+func newOperation(ctx context.Context, r operationRecord) (*operation, context.Context) {
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	return &operation{
+		record: r, work: cancel, poke: make(chan struct{}, 1), ready: make(chan struct{}, 1),
+		stopped: make(chan struct{}), changed: make(chan struct{}),
+	}, life
+}
+
+// enlist takes a place among the operations of this process.
+func (s *Service) enlist(op *operation) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	limit := s.cfg.MaxOperations
+	if limit == 0 {
+		limit = defaultOperations
+	}
+	switch {
+	case s.closed:
+		return errClosing()
+	case len(s.live) >= limit:
+		return api.Errorf(api.Unavailable, "%d operations are under way, which is the limit", len(s.live)).Fix("ask again when one has ended")
+	}
+	s.live[op.record.ID] = op
+	s.joined.Add(1)
+	return nil
+}
+
+// strike gives the place up.
+func (s *Service) strike(op *operation) {
+	op.work()
+	s.mu.Lock()
+	delete(s.live, op.record.ID)
+	s.mu.Unlock()
+	s.joined.Done()
+}
+
+// layDown puts a new operation on disk: first its mark among the active ones, by which what a
+// crash leaves is found. The caller holds the store's lock.
+func (s *Service) layDown(op *operation, caller Caller) (err error) {
+	id := op.record.ID
+	if err := os.WriteFile(s.path("active", id), nil, 0o600); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			if op.lock != nil {
+				op.lock.unlock()
+			}
+			err = errors.Join(s.spaceError(err), os.RemoveAll(s.operationPath(id)), ignoreMissing(os.Remove(s.path("active", id))))
+		}
+	}()
+	if err := os.Mkdir(s.operationPath(id), 0o700); err != nil {
+		return err
+	}
+	if op.lock, err = tryLock(s.operationPath(id), unix.LOCK_EX); err != nil {
+		return err
+	}
+	if err := replaceJSON(s.operationPath(id, "record.json"), op.record, false); err != nil {
+		return err
+	}
+	return s.keepKey(caller, op.record.Operation)
+}
+
+// start works on an operation whose lock is held, in a goroutine that Close joins.
+func (s *Service) start(ctx context.Context, op *operation, work func(context.Context, *operation) (any, error)) {
+	var shown sync.WaitGroup
+	shown.Go(func() { s.show(op) })
+	go func() {
+		defer s.strike(op)
+		result, err := work(ctx, op)
+		close(op.stopped)
+		shown.Wait()
+		s.conclude(context.WithoutCancel(ctx), op, result, err)
+	}()
+}
+
+// show gives the changes of an operation to its watchers and to the disk, and looks whether
+// another process asks for its end.
+func (s *Service) show(op *operation) {
+	tick := time.NewTicker(operationTick)
+	defer tick.Stop()
+	asked := s.operationPath(op.record.ID, "cancel")
+	for {
+		select {
+		case <-op.stopped:
+			return
+		case <-op.poke:
+		case <-tick.C:
+			if _, err := os.Stat(asked); err == nil {
+				op.end()
+			}
+		}
+		if r, ok := op.publish(); ok {
+			if err := replaceJSON(s.operationPath(r.ID, "record.json"), r, false); err != nil {
+				s.log.Warn("write progress of operation", "operation", r.ID, "err", err) // its end is written again
+			}
+		}
+	}
+}
+
+// end asks the work to end.
+func (op *operation) end() {
+	op.mu.Lock()
+	op.cancelled = true
+	op.mu.Unlock()
+	op.work()
+}
+
+// publish gives a change its version and wakes the watchers.
+func (op *operation) publish() (operationRecord, bool) {
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	if !op.dirty {
+		return op.record, false
+	}
+	op.dirty = false
+	op.record.Version++
+	close(op.changed)
+	op.changed = make(chan struct{})
+	return op.record, true
+}
+
+// progress implements api.Progress.
+func (op *operation) progress(phase string, done, total int64) {
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	op.record.Phase, op.record.Done, op.record.Total, op.dirty = phase, done, total, true
+}
+
+// change changes the record and shows it at once.
+func (op *operation) change(f func(*operationRecord)) {
+	op.mu.Lock()
+	f(&op.record)
+	op.dirty = true
+	op.mu.Unlock()
+	select {
+	case op.poke <- struct{}{}:
+	default: // it is on its way
+	}
+}
+
+func (op *operation) aim(kind, id string) {
+	op.change(func(r *operationRecord) { r.Target = &api.Target{Type: kind, ID: id} })
+}
+
+func (op *operation) snapshot() api.Operation {
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	return op.record.Operation
+}
+
+// conclude records how an operation has ended, on disk before anybody is told.
+func (s *Service) conclude(ctx context.Context, op *operation, result any, err error) {
+	op.mu.Lock()
+	r, cancelled := op.record, op.cancelled
+	op.mu.Unlock()
+	r.Version++
+	r.Ended = time.Now().UTC()
+	if err == nil {
+		r.Result, err = json.Marshal(result)
+	}
+	var e *api.Error
+	switch {
+	case err == nil:
+		r.State, r.Phase, r.Done, r.Total = api.OperationDone, "", 0, 0
+	case api.CodeOf(fail(err)) == api.Cancelled:
+		r.State = api.OperationCancelled
+		if e = api.Errorf(api.Cancelled, "the operation was cancelled"); !cancelled {
+			e = api.Errorf(api.Cancelled, "the service was stopped while it worked on this").Fix("ask again")
+		}
+	default:
+		r.State = api.OperationFailed
+		errors.As(fail(err), &e)
+	}
+	r.Error = e
+	if r.State == api.OperationDone {
+		r.Target = targetOf(r.Target, result)
+	} else if r.Kind != api.KindRun || !s.exists(r.Target) {
+		r.Target = nil
+	}
+	s.log.Info("operation ended", "operation", r.ID, "kind", r.Kind, "state", r.State, "took", r.Ended.Sub(r.Created), "caller", r.Caller, "err", err)
+	if err := s.recordEnd(r); err != nil {
+		s.log.Error("write end of operation", "operation", r.ID, "err", err)
+	}
+	op.lock.unlock()
+	op.mu.Lock()
+	op.record, op.dirty, op.guest = r, false, nil
+	close(op.changed)
+	op.changed = nil
+	op.mu.Unlock()
+	s.note(ctx, r)
+}
+
+// recordEnd writes the final record and takes the operation from the active ones.
+func (s *Service) recordEnd(r operationRecord) error {
+	err := replaceJSON(s.operationPath(r.ID, "record.json"), r, true)
+	if err != nil {
+		return err // it stays active: whoever sweeps says that its process has ended
+	}
+	return ignoreMissing(os.Remove(s.path("active", r.ID)))
+}
+
+// targetOf returns what an operation has made.
+func targetOf(t *api.Target, result any) *api.Target {
+	switch v := result.(type) {
+	case api.Base:
+		return &api.Target{Type: "base", ID: v.ID}
+	case api.Overlay:
+		return &api.Target{Type: "overlay", ID: v.ID}
+	case api.CreatedOverlay:
+		return &api.Target{Type: "overlay", ID: v.ID}
+	case api.Instance:
+		return &api.Target{Type: "instance", ID: v.ID}
+	}
+	return t
+}
+
+// exists reports whether the instance that a run aimed at is there: one that missed its probe
+// may have been kept.
+func (s *Service) exists(t *api.Target) bool {
+	if t == nil {
+		return false
+	}
+	_, err := os.Stat(s.instancePath(t.ID, "record.json"))
+	return err == nil
+}
+
+// findOperation returns the id of the operation that ref names, by its beginning at least.
+func (s *Service) findOperation(ref string) (string, error) {
+	if operationForm(ref) {
+		if _, err := os.Stat(s.operationPath(ref)); err == nil {
+			return ref, nil
+		}
+	}
+	var found []string
+	if len(ref) >= 4 {
+		ids, err := s.list("operations")
+		if err != nil {
+			return "", err
+		}
+		for _, id := range ids {
+			if strings.HasPrefix(id, ref) {
+				found = append(found, id)
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", api.Errorf(api.NotFound, "no operation %.80q in %s", ref, s.cfg.Dir).Fix("see `cloudlet op list`; the newest %d are kept", keptOperations)
+	case 1:
+		return found[0], nil
+	}
+	return "", api.Errorf(api.Invalid, "%q is the beginning of %d operation ids", ref, len(found)).Fix("give more digits")
+}
+
+func operationForm(id string) bool {
+	_, err := hex.DecodeString(id)
+	return err == nil && len(id) == 12
+}
+
+// prune removes the oldest operations beyond those that are kept.
+func (s *Service) prune(ctx context.Context) error {
+	ids, err := s.list("operations")
+	if err != nil || len(ids) <= keptOperations+keptOperations/10 {
+		return err
+	}
+	ops, err := s.readOperations(ids)
+	if err != nil {
+		return err
+	}
+	for i, r := range ops {
+		if i >= len(ops)-keptOperations {
+			break
+		}
+		if r.State.Ended() {
+			err = errors.Join(err, s.locked(ctx, func() error { return os.RemoveAll(s.operationPath(r.ID)) }))
+		}
+	}
+	return errors.Join(err, s.pruneKeys())
+}
+
+func (s *Service) readOperations(ids []string) ([]operationRecord, error) {
+	var out []operationRecord
+	for _, id := range ids {
+		r, err := s.readOperation(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since, or being made
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	sortOperations(out)
+	return out, nil
+}
