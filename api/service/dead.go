@@ -110,9 +110,12 @@ func (s *Service) bury(ctx context.Context, r operationRecord) (operationRecord,
 	r.State, r.Ended, r.Version = api.OperationFailed, time.Now().UTC(), r.Version+versionGap
 	r.Error = api.Errorf(api.Internal, "%s", detail).Fix("%s", remedy)
 	s.log.Warn("operation of a dead process ended", "operation", r.ID, "kind", r.Kind, "reason", detail)
-	err := s.recordEnd(r)
+	if err := s.recordEnd(r); err != nil {
+		s.log.Warn("write end of operation", "operation", r.ID, "err", err) // the next who asks tries again
+		return r, nil
+	}
 	s.note(ctx, r)
-	return r, err
+	return r, nil
 }
 
 // sweepOperations ends the operations of dead processes; a daemon takes up what can go on.
@@ -188,6 +191,12 @@ func (s *Service) takeUp(ctx context.Context, r operationRecord, lk *lock) {
 	op, life := newOperation(ctx, r)
 	op.lock, op.dirty = lk, true
 	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		op.work()
+		lk.unlock() // for the next daemon
+		return
+	}
 	s.live[r.ID] = op
 	s.joined.Add(1)
 	s.mu.Unlock()
@@ -269,7 +278,7 @@ func (s *Service) janitor(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := errors.Join(s.adopt(ctx), s.sweep(ctx), s.sweepUploads(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.saveLate(), s.adopt(ctx), s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx)); err != nil && ctx.Err() == nil {
 			s.log.Warn("sweep", "err", err)
 		}
 	}

@@ -42,6 +42,7 @@ type operation struct {
 	poke    chan struct{}      // show the change now
 	ready   chan struct{}      // ActionReady
 	stopped chan struct{}      // of the work: no more changes
+	unsaved bool               // its end is not on disk; guarded by the Service
 
 	mu        sync.Mutex
 	record    operationRecord
@@ -150,21 +151,43 @@ func (s *Service) enlist(op *operation) error {
 	switch {
 	case s.closed:
 		return errClosing()
-	case len(s.live) >= limit:
-		return api.Errorf(api.Unavailable, "%d operations are under way, which is the limit", len(s.live)).Fix("ask again when one has ended")
+	case len(s.live)-s.unsaved >= limit:
+		return api.Errorf(api.Unavailable, "%d operations are under way, which is the limit", len(s.live)-s.unsaved).Fix("ask again when one has ended")
 	}
 	s.live[op.record.ID] = op
 	s.joined.Add(1)
 	return nil
 }
 
-// strike gives the place up.
+// strike gives the place up. An operation whose end could not be written stays known here.
 func (s *Service) strike(op *operation) {
 	op.work()
 	s.mu.Lock()
-	delete(s.live, op.record.ID)
+	if op.unsaved {
+		s.unsaved++
+	} else {
+		delete(s.live, op.record.ID)
+	}
 	s.mu.Unlock()
 	s.joined.Done()
+}
+
+// saveLate writes the ends that could not be written when they came.
+func (s *Service) saveLate() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, op := range s.live {
+		if !op.unsaved {
+			continue
+		}
+		if err := s.recordEnd(op.record); err != nil {
+			return err
+		}
+		op.unsaved = false
+		s.unsaved--
+		delete(s.live, id)
+	}
+	return nil
 }
 
 // layDown puts a new operation on disk: first its mark among the active ones, by which what a
@@ -201,6 +224,10 @@ func (s *Service) start(ctx context.Context, op *operation, work func(context.Co
 	go func() {
 		defer s.strike(op)
 		result, err := work(ctx, op)
+		if err != nil && ctx.Err() != nil {
+			s.log.Debug("work was cancelled", "operation", op.record.ID, "err", err)
+			err = context.Cause(ctx)
+		}
 		close(op.stopped)
 		shown.Wait()
 		s.conclude(context.WithoutCancel(ctx), op, result, err)
@@ -314,6 +341,9 @@ func (s *Service) conclude(ctx context.Context, op *operation, result any, err e
 	s.log.Info("operation ended", "operation", r.ID, "kind", r.Kind, "state", r.State, "took", r.Ended.Sub(r.Created), "caller", r.Caller, "err", err)
 	if err := s.recordEnd(r); err != nil {
 		s.log.Error("write end of operation", "operation", r.ID, "err", err)
+		s.mu.Lock()
+		op.unsaved = true
+		s.mu.Unlock()
 	}
 	op.lock.unlock()
 	op.mu.Lock()

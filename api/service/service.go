@@ -69,9 +69,10 @@ type Service struct {
 	joined  sync.WaitGroup // operations and the janitor
 	stop    context.CancelFunc
 
-	mu     sync.Mutex
-	live   map[string]*operation // that this process works on
-	closed bool
+	mu      sync.Mutex
+	live    map[string]*operation // that this process works on, and those of unsaved
+	unsaved int                   // how many ends could not be written
+	closed  bool
 }
 
 // Open opens the store, making it if it is new, and sweeps up what dead processes left.
@@ -162,11 +163,12 @@ func (s *Service) Close(ctx context.Context) error {
 		s.mu.Unlock()
 		<-done
 	}
+	err := s.saveLate()
 	if s.daemon != nil {
 		s.daemon.unlock()
 		s.daemon = nil
 	}
-	return nil
+	return fail(err)
 }
 
 func noStore(err error) error {
