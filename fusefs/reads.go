@@ -44,6 +44,10 @@ type reads struct {
 	log     *slog.Logger
 
 	requests, bytes, failures, longest atomic.Int64
+	// pushed counts bytes put into the kernel's cache unasked.
+	pushed atomic.Int64
+	// known are the pages that the kernel has asked for or was given.
+	known pageSet
 
 	mu       sync.Mutex
 	inFlight map[*read]struct{}
@@ -151,6 +155,7 @@ func (s *reads) begin(ctx context.Context, off int64, n int) *read {
 		r.pid = c.Pid
 	}
 	r.ctx, r.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.known.add(off/pushPage, (int64(n)+pushPage-1)/pushPage)
 	s.mu.Lock()
 	s.inFlight[r] = struct{}{}
 	s.mu.Unlock()

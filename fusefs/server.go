@@ -37,6 +37,7 @@ type Server struct {
 	status        func() any
 	log           *slog.Logger
 
+	root         *rootNode
 	memory, disk *reads
 	fuse         *fuse.Server
 	control      *control // nil without a socket
@@ -109,8 +110,8 @@ func (s *Server) start(o Options) error {
 		return &reads{file: f, name: name, hold: hold, aborted: s.aborted, dead: dead, log: s.log, inFlight: map[*read]struct{}{}}
 	}
 	s.memory, s.disk = newReads(MemoryName, o.Memory, true), newReads(DiskName, o.Disk, false)
-	root := newRoot(s.memory, s.disk, newReads(InfoName, bytesFile(o.Info), false), o.AllowOther)
-	s.fuse, err = fuse.NewServer(newRawFS(root, s.log), fmt.Sprintf("/dev/fd/%d", fd), mountOptions(s.log))
+	s.root = newRoot(s.memory, s.disk, newReads(InfoName, bytesFile(o.Info), false), o.AllowOther)
+	s.fuse, err = fuse.NewServer(newRawFS(s.root, s.log), fmt.Sprintf("/dev/fd/%d", fd), mountOptions(s.log))
 	if err != nil {
 		unix.Close(watchFD)
 		return errors.Join(fmt.Errorf("mount %s: %w", s.point, err), detach(s.point, true))
@@ -121,7 +122,7 @@ func (s *Server) start(o Options) error {
 	if s.control != nil {
 		s.control.start()
 	}
-	go s.run(watchFD, root) // ends with the mount; Wait and Unmount join it
+	go s.run(watchFD) // ends with the mount; Wait and Unmount join it
 	return nil
 }
 
@@ -174,9 +175,9 @@ func connectionDead(fd int) bool {
 }
 
 // run serves until the connection has ended, then cleans up.
-func (s *Server) run(watchFD int, root *rootNode) {
+func (s *Server) run(watchFD int) {
 	s.fuse.Serve()
-	for _, f := range root.files {
+	for _, f := range s.root.files {
 		f.drops.Wait()
 	}
 	close(s.served)

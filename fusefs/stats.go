@@ -36,6 +36,8 @@ type FileStats struct {
 	Bytes    int64 `json:"bytes"`
 	Errors   int64 `json:"errors"`
 	InFlight int   `json:"in_flight"`
+	// Pushed is how many bytes the kernel was given unasked.
+	Pushed int64 `json:"pushed"`
 	// LongestWaitSeconds is the longest time an answer took, counting reads still in flight.
 	LongestWaitSeconds float64 `json:"longest_wait_seconds"`
 }
@@ -79,6 +81,7 @@ func (s *Server) Stats() Stats {
 		*f.out = FileStats{
 			Size: f.reads.file.Size(), Reads: f.reads.requests.Load(), Bytes: f.reads.bytes.Load(),
 			Errors: f.reads.failures.Load(), InFlight: n, LongestWaitSeconds: longest.Seconds(),
+			Pushed: f.reads.pushed.Load(),
 		}
 		st.Held = append(st.Held, held...)
 	}
