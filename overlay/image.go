@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // ErrClosed is returned by reads of a closed Image.
@@ -82,6 +83,11 @@ func (im *Image) Base() *Base { return im.base }
 
 // Chain returns the overlays, the one on the base first; the caller must not change it.
 func (im *Image) Chain() []*Reader { return im.chain }
+
+// Local reports whether reading every overlay takes no longer than reading a disk.
+func (im *Image) Local() bool {
+	return !slices.ContainsFunc(im.chain, func(r *Reader) bool { return !r.local })
+}
 
 // Size returns the size of image s in bytes.
 func (im *Image) Size(s Space) int64 { return im.base.Size(s) }
