@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync"
 	"sync/atomic"
 )
 
@@ -34,6 +35,7 @@ type Reader struct {
 	head     []byte // the file up to the frames
 	members  [memberCount]zipMember
 	dec      *zstdDecoder
+	encoded  sync.Pool // of *[]byte, for encoded frames
 	stats    readerCounters
 }
 
@@ -311,11 +313,11 @@ func checkProfile(p []Addr, holds func(Addr) bool) error {
 	return nil
 }
 
-// readFrame fetches frame i and checks its hash. A wrong hash is fetched once more: what
+// readFrame fetches frame i, into buf where it is large enough, and checks its hash. A wrong hash is fetched once more: what
 // was damaged on the way is right the second time.
-func (r *Reader) readFrame(ctx context.Context, i int) ([]byte, error) {
+func (r *Reader) readFrame(ctx context.Context, i int, buf []byte) ([]byte, error) {
 	f := &r.index.frames[i]
-	b := make([]byte, f.encoded)
+	b := slices.Grow(buf[:0], int(f.encoded))[:f.encoded]
 	for try := 0; ; try++ {
 		if err := r.read(ctx, b, r.members[memberFrames].data+f.offset); err != nil {
 			return nil, fmt.Errorf("read frame %d of overlay %.12s: %w", i, r.ID(), err)
@@ -332,10 +334,16 @@ func (r *Reader) readFrame(ctx context.Context, i int) ([]byte, error) {
 
 // decodeFrame reads frame i and returns its pages; base is what a delta refers to.
 func (r *Reader) decodeFrame(ctx context.Context, i int, base *Base) ([]byte, error) {
-	encoded, err := r.readFrame(ctx, i)
+	buf, _ := r.encoded.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	defer r.encoded.Put(buf)
+	encoded, err := r.readFrame(ctx, i, *buf)
 	if err != nil {
 		return nil, err
 	}
+	*buf = encoded
 	return r.decodePages(i, encoded, base)
 }
 

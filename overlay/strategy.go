@@ -25,7 +25,7 @@ type Strategy struct {
 var presets = map[string]Strategy{
 	"none":     {Delta: DeltaNone, Codec: CodecNone, FrameSize: 64 << 10, HotSize: 64 << 10},
 	"fast":     {Delta: DeltaXOR, Codec: CodecZstd, Level: 1, FrameSize: 128 << 10, HotSize: 64 << 10},
-	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 256 << 10, HotSize: 64 << 10},
+	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10},
 	"small":    {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
 }
 
