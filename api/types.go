@@ -85,14 +85,15 @@ type Event struct {
 
 // Mount is the launch image that an instance runs on.
 type Mount struct {
-	Dir         string `json:"dir"`
-	PID         int    `json:"pid"`
-	MemoryReads int64  `json:"memory_reads"`
-	MemoryBytes int64  `json:"memory_bytes"` // read by all instances since the mount began
-	DiskReads   int64  `json:"disk_reads"`
-	DiskBytes   int64  `json:"disk_bytes"`
-	Fetched     int64  `json:"overlay_bytes"` // read from the overlays' sources
-	Held        []Held `json:"held,omitempty"`
+	Dir          string `json:"dir"`
+	PID          int    `json:"pid"`
+	MemoryReads  int64  `json:"memory_reads"`
+	MemoryBytes  int64  `json:"memory_bytes"`        // read by all instances since the mount began
+	MemoryPushed int64  `json:"memory_pushed_bytes"` // given to the kernel before it was asked for
+	DiskReads    int64  `json:"disk_reads"`
+	DiskBytes    int64  `json:"disk_bytes"`
+	Fetched      int64  `json:"overlay_bytes"` // read from the overlays' sources
+	Held         []Held `json:"held,omitempty"`
 }
 
 // Held is a read that waits for its source.

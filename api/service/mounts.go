@@ -75,6 +75,11 @@ func (s *Service) lockMount(ctx context.Context, key string) (*lock, error) {
 // startMount runs the mount process of the store's mount and waits until it serves.
 func (s *Service) startMount(ctx context.Context, key string, lk *lock) error {
 	err := s.startMountProcess(ctx, s.mountPath(key, "spec.json"), s.mountPath(key, "log"), lk)
+	if err == nil {
+		// The kernel keeps pages only for a file that was looked up, which the mount process
+		// must not do itself: so it can push before QEMU opens it.
+		_, err = os.Lstat(s.mountPath(key, "fs", fusefs.MemoryName))
+	}
 	if err != nil {
 		return errors.Join(err, s.clearMount(key))
 	}
@@ -110,7 +115,6 @@ func (s *Service) startMountProcess(ctx context.Context, spec, logPath string, l
 	defer stop()
 	said, err := io.ReadAll(io.LimitReader(ready, 6))
 	if string(said) == "ready\n" {
-		os.Lstat(filepath.Join(filepath.Dir(logPath), "fs", fusefs.MemoryName))
 		return cmd.Process.Release()
 	}
 	cmd.Process.Kill() // our own child, not yet waited for: the pid is its own
@@ -250,7 +254,7 @@ func (s *Service) describeMount(ctx context.Context, key string) (*api.Mount, er
 	}
 	m := &api.Mount{
 		Dir: st.Mountpoint, PID: st.PID, Fetched: image.Fetched,
-		MemoryReads: st.Memory.Reads, MemoryBytes: st.Memory.Bytes, DiskReads: st.Disk.Reads, DiskBytes: st.Disk.Bytes,
+		MemoryReads: st.Memory.Reads, MemoryBytes: st.Memory.Bytes, MemoryPushed: st.Memory.Pushed, DiskReads: st.Disk.Reads, DiskBytes: st.Disk.Bytes,
 	}
 	for _, h := range st.Held {
 		held := api.Held{Image: h.File, Offset: h.Offset, Since: h.Since, Error: h.Error}

@@ -130,6 +130,12 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	if err := ready(); err != nil {
 		return errors.Join(err, srv.Unmount(ctx), <-ended)
 	}
+	if spec.Alive != "" && im.Local() { // for a VM; what is far away is fetched when it is asked for
+		ctx, cancel := context.WithCancel(ctx)
+		prefetched := make(chan struct{})
+		go func() { defer close(prefetched); prefetch(ctx, im, srv, log) }()
+		defer func() { cancel(); <-prefetched }()
+	}
 	for asked := false; ; asked = true {
 		select {
 		case err := <-ended:
