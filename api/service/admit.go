@@ -93,14 +93,12 @@ func (s *Service) admitLate(ctx context.Context, op *operation, memory int64) er
 		})
 	}
 	err := admit(nil)
-	if api.CodeOf(err) != api.Unavailable {
-		return err
+	if api.CodeOf(err) == api.Unavailable {
+		if resident, rerr := s.residents(ctx); rerr == nil {
+			err = admit(resident)
+		}
 	}
-	resident, rerr := s.residents(ctx)
-	if rerr != nil {
-		return rerr
-	}
-	return admit(resident)
+	return err
 }
 
 // roomFor checks that n bytes fit on the disk, more than which is not known before.

@@ -85,7 +85,7 @@ func (s *Service) readCounts() counts {
 	var c counts
 	if err := readJSON(s.countsPath(), &c); err != nil || c.Since.IsZero() {
 		if !os.IsNotExist(err) {
-			s.log.Warn("counts begin anew", "err", err)
+			s.log.Info("counts begin anew", "err", err)
 		}
 		c = counts{Since: time.Now().UTC(), FirstResponse: newHistogram(responseBounds())}
 	}
@@ -104,7 +104,7 @@ func (s *Service) count(ctx context.Context, change func(*counts)) {
 		err = replaceJSON(s.countsPath(), c, false)
 	}
 	if err != nil {
-		s.log.Warn("count", "err", err)
+		s.log.Info("count", "err", err)
 	}
 }
 
@@ -143,7 +143,7 @@ func firstResponse(r operationRecord) float64 {
 func (s *Service) noteMount(ctx context.Context, key string) {
 	m, h, err := s.measureMount(ctx, key)
 	if err != nil {
-		s.log.Warn("the counts of a mount are lost", "mount", key, "err", err)
+		s.log.Info("the counts of a mount are lost", "mount", key, "err", err)
 		return
 	}
 	m.Held = 0

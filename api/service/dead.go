@@ -109,9 +109,9 @@ func (s *Service) bury(ctx context.Context, r operationRecord) (operationRecord,
 	}
 	r.State, r.Ended, r.Version = api.OperationFailed, time.Now().UTC(), r.Version+versionGap
 	r.Error = api.Errorf(api.Internal, "%s", detail).Fix("%s", remedy)
-	s.log.Warn("operation of a dead process ended", "operation", r.ID, "kind", r.Kind, "reason", detail)
+	s.log.Info("operation of a dead process ended", "operation", r.ID, "kind", r.Kind, "reason", detail)
 	if err := s.recordEnd(r); err != nil {
-		s.log.Warn("write end of operation", "operation", r.ID, "err", err) // the next who asks tries again
+		s.log.Info("write end of operation", "operation", r.ID, "err", err) // the next who asks tries again
 		return r, nil
 	}
 	s.note(ctx, r)

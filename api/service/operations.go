@@ -94,8 +94,7 @@ func (s *Service) begin(ctx context.Context, t task) (out api.Operation, fresh b
 	known, err := s.place(ctx, op, t.caller, nil)
 	if t.need.Memory > 0 && api.CodeOf(err) == api.Unavailable {
 		// Look closer: some may have ended, or use already what they were promised.
-		var resident map[string]int64
-		if resident, err = s.residents(ctx); err == nil {
+		if resident, rerr := s.residents(ctx); rerr == nil {
 			known, err = s.place(ctx, op, t.caller, resident)
 		}
 	}
@@ -252,7 +251,7 @@ func (s *Service) show(op *operation) {
 		}
 		if r, ok := op.publish(); ok {
 			if err := replaceJSON(s.operationPath(r.ID, "record.json"), r, false); err != nil {
-				s.log.Warn("write progress of operation", "operation", r.ID, "err", err) // its end is written again
+				s.log.Debug("write progress of operation", "operation", r.ID, "err", err) // its end is written again
 			}
 		}
 	}

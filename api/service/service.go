@@ -133,6 +133,9 @@ func (s *Service) begins(ctx context.Context) error {
 	if err := errors.Join(s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx)); err != nil {
 		return err
 	}
+	if _, err := os.Stat(s.countsPath()); errors.Is(err, fs.ErrNotExist) {
+		s.count(ctx, func(*counts) {}) // from here on
+	}
 	if s.cfg.Daemon {
 		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		s.stop = cancel

@@ -62,7 +62,7 @@ func (s *Service) spool(ctx context.Context, path string, r io.Reader, size int6
 			break
 		}
 		var k int64
-		k, err = io.CopyN(f, r, uploadSync)
+		k, err = io.CopyN(f, arriving{r}, uploadSync)
 		n += k
 	}
 	if err == io.EOF {
@@ -72,6 +72,22 @@ func (s *Service) spool(ctx context.Context, path string, r io.Reader, size int6
 		err = api.Errorf(api.Invalid, "%d bytes were announced, %d arrived", size, n)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// arriving says of errors of a request's body that they are not of our making.
+type arriving struct{ r io.Reader }
+
+// Read implements io.Reader.
+func (a arriving) Read(p []byte) (int, error) {
+	n, err := a.r.Read(p)
+	switch {
+	case err == nil || err == io.EOF:
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = api.Errorf(api.TimedOut, "no more bytes arrive: %w", err).Fix("send it again, or go on where it broke off")
+	case !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded):
+		err = api.Errorf(api.Invalid, "the content breaks off: %w", err).Fix("send it again, or go on where it broke off")
+	}
+	return n, err
 }
 
 // BasePackage returns a function that writes the package of a base, any number of times, and

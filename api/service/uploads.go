@@ -163,7 +163,7 @@ func (s *Service) Append(ctx context.Context, id string, off int64, r io.Reader)
 	if off != u.Offset {
 		return u.Upload, fail(errOffset(u, off))
 	}
-	err = s.receive(ctx, &u, r)
+	err = s.receive(ctx, &u, arriving{r})
 	return u.Upload, fail(s.spaceError(err))
 }
 
