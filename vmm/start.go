@@ -28,9 +28,13 @@ type BootSpec struct {
 
 // ResumeSpec says what to resume.
 type ResumeSpec struct {
-	Machine  Machine
-	Memory   string // memory image of Machine.Memory bytes, mapped privately: it never changes
-	Disk     string // raw disk image, only read: a top layer is made over it
+	Machine Machine
+	Memory  string // memory image of Machine.Memory bytes, mapped privately: it never changes
+	Disk    string // raw disk image, only read: a top layer is made over it
+	// Ready, if not nil, returns when Memory and Disk can be read. It runs while the files of
+	// the VM's own are made, for which DiskSize, of Disk in bytes, must then be given.
+	Ready    func(context.Context) error
+	DiskSize int64
 	State    []byte // device state, of SaveBase or of a Residue
 	Kernel   string
 	Initrd   string
@@ -105,6 +109,24 @@ func (q *QEMU) Resume(ctx context.Context, dir string, s ResumeSpec, on func(eve
 	if err != nil {
 		return nil, err
 	}
+	if s.Ready == nil {
+		disk, err := regularFile("disk", l.disk)
+		if err != nil {
+			return nil, err
+		}
+		s.DiskSize = disk.Size
+	}
+	if s.DiskSize <= 0 || s.DiskSize%pageSize != 0 {
+		return nil, fmt.Errorf("resume VM: disk %s has %d bytes: want a multiple of %d", s.Disk, s.DiskSize, pageSize)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	if s.Ready != nil {
+		g.Go(func() error { return s.Ready(gctx) })
+	}
+	g.Go(func() error { return q.prepare(gctx, dir, s.State, l.disk, s.DiskSize) })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
 	mem, err := regularFile("memory", l.memory)
 	if err != nil {
 		return nil, err
@@ -116,13 +138,10 @@ func (q *QEMU) Resume(ctx context.Context, dir string, s ResumeSpec, on func(eve
 	if err != nil {
 		return nil, err
 	}
-	if disk.Size == 0 || disk.Size%pageSize != 0 {
-		return nil, fmt.Errorf("resume VM: disk %s has %d bytes: want a multiple of %d", s.Disk, disk.Size, pageSize)
+	if disk.Size != s.DiskSize {
+		return nil, fmt.Errorf("resume VM: disk %s has %d bytes, not %d", s.Disk, disk.Size, s.DiskSize)
 	}
 	info := vmInfo{Resumed: true, Machine: s.Machine, Memory: l.memory, Dev: mem.Dev, Inode: mem.Ino, Disk: l.disk, DiskSize: disk.Size}
-	if err := q.prepare(ctx, dir, s.State, l.disk, disk.Size); err != nil {
-		return nil, err
-	}
 	l.disk = topLayer
 	return q.start(ctx, dir, l, info, func(ctx context.Context, vm *VM, c *qmp) error {
 		on("qemu started")

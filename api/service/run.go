@@ -211,17 +211,17 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 	if err != nil {
 		return nil, err
 	}
-	if err := s.mount(ctx, l); err != nil {
-		return nil, err
-	}
-	t.mark("mounted")
 	vmDir := s.instancePath(r.ID, "vm")
 	if err := os.Mkdir(vmDir, 0o700); err != nil {
 		return nil, err
 	}
 	spec := vmm.ResumeSpec{
 		Machine: m, Memory: s.mountPath(r.Mount, "fs", "memory"), Disk: s.mountPath(r.Mount, "fs", "disk"),
-		State: state, Forwards: forwards, Paused: paused,
+		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused,
+		Ready: func(ctx context.Context) error {
+			defer t.mark("mounted")
+			return s.mount(ctx, l)
+		},
 	}
 	if m.Kernel {
 		spec.Kernel = l.base.Path(overlay.BaseKernelFile)
