@@ -178,5 +178,5 @@ func (s *Service) measureMount(ctx context.Context, key string) (m MountCount, w
 		m.Saved += l.Size
 	}
 	m.Saved = max(0, m.Saved-m.Fetched)
-	return m, wait, nil
+	return m, image.Waits, nil
 }

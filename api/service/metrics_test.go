@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"cloudlet/api"
 
@@ -23,6 +24,39 @@ func TestHistogram(t *testing.T) {
 	sum.add(h)
 	require.Equal(t, Histogram{Buckets: []Bucket{{1, 4}, {2, 6}}, Count: 8, Sum: 12}, sum)
 	require.Equal(t, want, h, "adding to one does not change the other")
+}
+
+// slowFile answers after a while.
+type slowFile struct{ after time.Duration }
+
+func (slowFile) Size() int64 { return 1 }
+
+func (f slowFile) ReadAt(context.Context, []byte, int64) (int, error) {
+	time.Sleep(f.after) // what is measured
+	return 1, nil
+}
+
+func TestWaits(t *testing.T) {
+	w := newWaits()
+	fast, slow := w.file(slowFile{}), w.file(slowFile{30 * time.Millisecond})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 100 {
+				_, _ = fast.ReadAt(t.Context(), nil, 0)
+			}
+			_, _ = slow.ReadAt(t.Context(), nil, 0)
+		})
+	}
+	wg.Wait()
+	h := w.histogram()
+	require.EqualValues(t, 404, h.Count)
+	require.Greater(t, h.Sum, 0.12)
+	require.LessOrEqual(t, h.Buckets[7].Count, uint64(400), "of at most 20 ms")
+	require.EqualValues(t, 404, h.Buckets[len(h.Buckets)-1].Count)
+	for i := 1; i < len(h.Buckets); i++ {
+		require.GreaterOrEqual(t, h.Buckets[i].Count, h.Buckets[i-1].Count)
+	}
 }
 
 // TestCounts: what was counted survives, from several processes at once.

@@ -48,6 +48,7 @@ type MountInfo struct {
 type MountStatus struct {
 	overlay.ImageStats
 	Stalls []overlay.Stall `json:"stalls"`
+	Waits  Histogram       `json:"waits"` // of the kernel's reads
 }
 
 // spec returns how to mount a launch image on dir.
@@ -114,10 +115,11 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 		return err
 	}
 	var hold overlay.Hold
+	waits := newWaits()
 	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
-		Memory: hold.File(im.File(overlay.Memory)), Disk: hold.File(im.File(overlay.Disk)), Info: info,
+		Memory: waits.file(hold.File(im.File(overlay.Memory))), Disk: waits.file(hold.File(im.File(overlay.Disk))), Info: info,
 		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log,
-		Status: func() any { return MountStatus{im.Stats(), hold.Stalls()} },
+		Status: func() any { return MountStatus{im.Stats(), hold.Stalls(), waits.histogram()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
 		return failAs(api.Invalid, err)
