@@ -66,7 +66,8 @@ func (s *server) readJSON(w *response, r *http.Request) ([]byte, error) {
 // broken says of a body that could not be read that it is the client's doing.
 func broken(err error) error {
 	var large *http.MaxBytesError
-	if errors.As(err, &large) || errors.Is(err, errStalled) {
+	var known *refusal
+	if errors.As(err, &large) || errors.As(err, &known) || errors.Is(err, errStalled) {
 		return err
 	}
 	return bad("", "the body broke off: %w", err).fix("send the request again")

@@ -164,11 +164,13 @@ func (r *rig) check(req *http.Request, resp *http.Response) *http.Response {
 func routeOf(req *http.Request) string {
 	mux := http.NewServeMux()
 	for _, rt := range routes() {
-		mux.HandleFunc(rt.method+" "+rt.path, func(http.ResponseWriter, *http.Request) {})
+		mux.Handle(rt.method+" "+rt.path, &bound{route: rt})
 	}
-	_, pattern := mux.Handler(req)
-	_, path, _ := strings.Cut(pattern, " ")
-	return path
+	h, _ := mux.Handler(req)
+	if b, ok := h.(*bound); ok {
+		return b.route.path
+	}
+	return ""
 }
 
 // text is the body of an answer.
