@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"cloudlet/api"
-	"cloudlet/api/service"
+	"cloudlet/api/client"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -42,7 +43,12 @@ guest is ready, and captures it. Ready is: --probe answers, --console text was s
       --memory 256M --probe 8080/healthz --name base
   cloudlet base create debian.qcow2 --memory 1G --console "login:" --settle 5s`,
 		Args: args(1),
-		RunE: func(cmd *cobra.Command, a []string) error { return o.run(cmd.Context(), a[0]) },
+		RunE: func(cmd *cobra.Command, a []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			return env.with(o.run)(cmd, a)
+		},
 	}
 	o.addFlags(cmd.Flags())
 	return cmd
@@ -65,47 +71,75 @@ func (o *baseCreate) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.req.Timeout, "timeout", 5*time.Minute, "how long to wait for --probe or --console")
 }
 
-func (o *baseCreate) run(ctx context.Context, disk string) error {
-	s, err := o.env.service(ctx)
-	if err != nil {
-		return err
-	}
-	o.req.Disk, o.req.Memory, o.req.Forwards, o.req.Probe = disk, int64(o.memory), o.forwards, o.probe.Probe
-	if o.req.Probe != nil {
-		o.req.Probe.Contains = o.contains
-	}
+func (o *baseCreate) check() error {
 	if (o.req.Initrd != "" || o.req.Append != "") && o.req.Kernel == "" {
 		return usageError{errors.New("--initrd and --append go with --kernel")}
 	}
+	if o.probe.Probe == nil && o.req.Console == "" && o.req.Settle == 0 && !o.env.terminal {
+		return usageError{errors.New("say when the guest is ready: --probe, --console or --settle (without a terminal nobody can press Enter)")}
+	}
+	return nil
+}
+
+func (o *baseCreate) run(ctx context.Context, s *session, args []string) (err error) {
+	o.req.Disk = args[0]
+	for _, file := range []*string{&o.req.Disk, &o.req.Kernel, &o.req.Initrd} {
+		if *file, err = s.path(*file); err != nil {
+			return err
+		}
+	}
+	o.req.Memory, o.req.Forwards, o.req.Probe = int64(o.memory), o.forwards, o.probe.Probe
+	if o.req.Probe != nil {
+		o.req.Probe.Contains = o.contains
+	}
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	report, done := o.env.progress()
-	b, err := s.CreateBase(ctx, o.req, o.pressEnter, report)
+	tell, asked := show(report), false
+	op, err := begin(ctx, func(ctx context.Context) (api.Operation, error) { return s.CreateBase(ctx, o.req) })
+	if err == nil {
+		op, err = s.Wait(ctx, op, func(op api.Operation) {
+			tell(op)
+			if op.State == api.OperationWaiting && !asked {
+				asked = true
+				go func() { // ends with the process if nobody presses a key
+					if err := o.pressEnter(ctx, s, op); err != nil {
+						giveUp(err)
+					}
+				}()
+			}
+		})
+	}
 	done()
+	if err != nil {
+		return err
+	}
+	b, err := client.Result[api.Base](op)
 	if err != nil {
 		return err
 	}
 	return o.env.print(b, func(w io.Writer) { fmt.Fprintln(w, b.ID) })
 }
 
-// pressEnter asks a person when the guest is ready.
-func (o *baseCreate) pressEnter(ctx context.Context, in api.Instance) error {
-	if !o.env.terminal {
-		return usageError{errors.New("say when the guest is ready: --probe, --console or --settle (without a terminal nobody can press Enter)")}
-	}
-	for _, e := range in.Endpoints {
-		fmt.Fprintf(o.env.stderr, "guest port %d is at %s\n", e.Guest, e.Address)
+// pressEnter asks a person when the guest is ready, and tells the service.
+func (o *baseCreate) pressEnter(ctx context.Context, s *session, op api.Operation) error {
+	guest := op.ID
+	if op.Target != nil && op.Target.Type == "instance" {
+		guest = op.Target.ID
+		in, err := s.Instance(ctx, guest)
+		if err != nil {
+			return err
+		}
+		for _, e := range in.Endpoints {
+			fmt.Fprintf(o.env.stderr, "guest port %d is at %s\n", e.Guest, e.Address)
+		}
 	}
 	fmt.Fprintln(o.env.stderr, "The guest is running. Press Enter to capture it, Ctrl-C to give up.")
-	line := make(chan error, 1)
-	go func() { // ends with the process if nobody presses a key
-		_, err := bufio.NewReader(o.env.stdin).ReadString('\n')
-		line <- err
-	}()
-	select {
-	case err := <-line:
+	if _, err := bufio.NewReader(o.env.stdin).ReadString('\n'); err != nil {
 		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
+	_, err := s.Act(ctx, guest, api.ActionReady)
+	return err
 }
 
 func newBaseImport(env *environment) *cobra.Command {
@@ -113,10 +147,8 @@ func newBaseImport(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "import FILE", Short: "Take a base from a zip into the store, every page checked",
 		Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
-			report, done := env.progress()
-			b, err := s.ImportBase(ctx, a[0], name, report)
-			done()
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
+			b, err := importBase(ctx, env, s, a[0], name)
 			if err != nil {
 				return err
 			}
@@ -125,6 +157,31 @@ func newBaseImport(env *environment) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name of the base")
 	return cmd
+}
+
+// importBase lets the service read a file of this host, or sends it to another.
+func importBase(ctx context.Context, env *environment, s *session, file, name string) (out api.Base, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return out, hostError(fmt.Errorf("import base: %w", err))
+	}
+	defer f.Close()
+	if s.remote == "" {
+		path, err := s.path(file)
+		if err != nil {
+			return out, err
+		}
+		return work[api.Base](ctx, env, s, func(ctx context.Context) (api.Operation, error) {
+			return s.ImportBase(ctx, api.ImportBase{Name: name, Source: path})
+		})
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return out, err
+	}
+	report, done := env.progress()
+	defer done()
+	return s.SendBase(ctx, name, f, info.Size(), report)
 }
 
 func newBaseExport(env *environment) *cobra.Command {
@@ -136,14 +193,16 @@ func newBaseExport(env *environment) *cobra.Command {
 			if out == "" {
 				return usageError{errors.New("say where to write with -o FILE")}
 			}
-			s, err := env.service(cmd.Context())
-			if err != nil {
-				return err
-			}
-			report, done := env.progress()
-			err = s.ExportBase(cmd.Context(), a[0], out, report)
-			done()
-			return err
+			return env.with(func(ctx context.Context, s *session, a []string) error {
+				f, err := newOutput(out)
+				if err != nil {
+					return err
+				}
+				report, done := env.progress()
+				err = s.BasePackage(ctx, a[0], f, report)
+				done()
+				return f.finish(err)
+			})(cmd, a)
 		},
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "file to write")
@@ -153,7 +212,7 @@ func newBaseExport(env *environment) *cobra.Command {
 func newBaseList(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the bases of the store", Args: args(0),
-		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, _ []string) error {
 			list, err := s.Bases(ctx)
 			if err != nil {
 				return err
@@ -175,7 +234,7 @@ func newBaseList(env *environment) *cobra.Command {
 func newBaseShow(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "show BASE", Aliases: []string{"inspect"}, Short: "Show what a base is and what uses it", Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
 			b, err := s.Base(ctx, a[0])
 			if err != nil {
 				return err
@@ -198,10 +257,10 @@ func showBase(w io.Writer, b api.Base) {
 func newBaseVerify(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify BASE", Short: "Read a whole base and check every page against its hash", Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
-			report, done := env.progress()
-			b, err := s.VerifyBase(ctx, a[0], report)
-			done()
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
+			b, err := work[api.Base](ctx, env, s, func(ctx context.Context) (api.Operation, error) {
+				return s.Verify(ctx, api.KindVerifyBase, a[0])
+			})
 			if err != nil {
 				return err
 			}
@@ -213,7 +272,7 @@ func newBaseVerify(env *environment) *cobra.Command {
 func newBaseRemove(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm BASE...", Aliases: []string{"remove", "delete"}, Short: "Remove bases that nothing uses", Args: someArgs,
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
 			for _, ref := range a {
 				if err := s.DeleteBase(ctx, ref); err != nil {
 					return err

@@ -3,15 +3,15 @@ package main
 import (
 	"context"
 
-	"cloudlet/api/service"
+	"cloudlet/api"
 
 	"github.com/spf13/cobra"
 )
 
 // lister lists what the shell may complete an argument with.
-type lister func(context.Context, *service.Service) []string
+type lister func(context.Context, *session) []string
 
-func bases(ctx context.Context, s *service.Service) (out []string) {
+func bases(ctx context.Context, s *session) (out []string) {
 	list, _ := s.Bases(ctx) // nothing to offer where it fails
 	for _, b := range list {
 		out = append(out, nameOr(b.Name, short(b.ID)))
@@ -19,7 +19,7 @@ func bases(ctx context.Context, s *service.Service) (out []string) {
 	return out
 }
 
-func overlays(ctx context.Context, s *service.Service) (out []string) {
+func overlays(ctx context.Context, s *session) (out []string) {
 	list, _ := s.Overlays(ctx)
 	for _, o := range list {
 		out = append(out, nameOr(o.Name, short(o.ID)))
@@ -27,14 +27,32 @@ func overlays(ctx context.Context, s *service.Service) (out []string) {
 	return out
 }
 
-func living(ctx context.Context, s *service.Service) []string { return instances(ctx, s, false) }
+func living(ctx context.Context, s *session) []string { return instances(ctx, s, false) }
 
-func everyInstance(ctx context.Context, s *service.Service) []string { return instances(ctx, s, true) }
+func everyInstance(ctx context.Context, s *session) []string { return instances(ctx, s, true) }
 
-func instances(ctx context.Context, s *service.Service, all bool) (out []string) {
+func instances(ctx context.Context, s *session, all bool) (out []string) {
 	list, _ := s.Instances(ctx, all)
 	for _, in := range list {
 		out = append(out, nameOr(in.Name, in.ID))
+	}
+	return out
+}
+
+func everyOperation(ctx context.Context, s *session) []string {
+	return operations(ctx, s, func(api.OperationState) bool { return true })
+}
+
+func working(ctx context.Context, s *session) []string {
+	return operations(ctx, s, func(state api.OperationState) bool { return !state.Ended() })
+}
+
+func operations(ctx context.Context, s *session, which func(api.OperationState) bool) (out []string) {
+	list, _ := s.Operations(ctx)
+	for _, op := range list {
+		if which(op.State) {
+			out = append(out, op.ID)
+		}
 	}
 	return out
 }
@@ -53,10 +71,11 @@ func complete(env *environment, files bool, listers ...lister) cobra.CompletionF
 		if files {
 			directive = cobra.ShellCompDirectiveDefault
 		}
-		s, err := env.service(cmd.Context())
+		s, err := env.dial(cmd.Context())
 		if err != nil {
 			return nil, directive
 		}
+		defer s.close(cmd.Context()) // nobody to tell of an error
 		var out []string
 		for _, l := range listers {
 			out = append(out, l(cmd.Context(), s)...)

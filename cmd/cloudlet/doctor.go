@@ -15,7 +15,7 @@ func newDoctor(env *environment) *cobra.Command {
 		Use: "doctor", Short: "Check whether this host can run instances, and say what to do", Args: args(0),
 		Long: `Checks what instances need on this host, by doing it: mounts a page and reads it, and runs a
 VM that has only its firmware. Ends with 6 if anything is missing.`,
-		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+		RunE: env.withStore(func(ctx context.Context, s *service.Service, _ []string) error {
 			list := s.Doctor(ctx)
 			if err := ctx.Err(); err != nil {
 				return err

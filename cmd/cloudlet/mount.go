@@ -44,7 +44,9 @@ must be pressed twice.`,
 			if spec != "" {
 				return mountForService(cmd.Context(), spec)
 			}
-			return mountForPerson(cmd.Context(), env, a[0], a[1], detach)
+			return env.withStore(func(ctx context.Context, s *service.Service, a []string) error {
+				return mountForPerson(ctx, env, s, a[0], a[1], detach)
+			})(cmd, a)
 		},
 	}
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "return once it is mounted, and serve in the background until umount")
@@ -53,12 +55,8 @@ must be pressed twice.`,
 	return cmd
 }
 
-func mountForPerson(ctx context.Context, env *environment, ref, dir string, detach bool) error {
-	s, err := env.service(ctx)
-	if err != nil {
-		return err
-	}
-	dir, err = filepath.Abs(dir)
+func mountForPerson(ctx context.Context, env *environment, s *service.Service, ref, dir string, detach bool) error {
+	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}

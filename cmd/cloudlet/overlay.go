@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
 	"cloudlet/api"
-	"cloudlet/api/service"
 	"cloudlet/overlay"
 
 	"github.com/spf13/cobra"
@@ -24,6 +24,7 @@ compression; its digest names the file's bytes.`,
 
 func newOverlayCreate(env *environment) *cobra.Command {
 	var req api.CreateOverlay
+	var out string
 	cmd := &cobra.Command{
 		Use:   "create INSTANCE",
 		Short: "Capture what a running instance has changed as an overlay",
@@ -37,23 +38,33 @@ Strategies: ` + strings.Join(overlay.Strategies(), ", ") + `; or one of them wit
 		Args:    args(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			req.Instance = a[0]
-			return createOverlay(cmd.Context(), env, req)
+			return env.with(func(ctx context.Context, s *session, _ []string) error { return createOverlay(ctx, env, s, req, out) })(cmd, a)
 		},
 	}
-	cmd.Flags().StringVarP(&req.Output, "output", "o", "", "also write the overlay to this file")
+	cmd.Flags().StringVarP(&out, "output", "o", "", "also write the overlay to this file")
 	cmd.Flags().StringVar(&req.Name, "name", "", "name of the overlay in the store")
 	cmd.Flags().StringVar(&req.Strategy, "strategy", "balanced", "how to encode")
 	return cmd
 }
 
-func createOverlay(ctx context.Context, env *environment, req api.CreateOverlay) error {
-	s, err := env.service(ctx)
-	if err != nil {
-		return err
+func createOverlay(ctx context.Context, env *environment, s *session, req api.CreateOverlay, path string) error {
+	var file *output
+	if path != "" {
+		var err error
+		if file, err = newOutput(path); err != nil {
+			return err
+		}
 	}
-	report, done := env.progress()
-	o, err := s.CreateOverlay(ctx, req, report)
-	done()
+	o, err := work[api.CreatedOverlay](ctx, env, s, func(ctx context.Context) (api.Operation, error) { return s.CreateOverlay(ctx, req) })
+	if file != nil {
+		if err == nil {
+			o.Output = file.path
+			if err = s.OverlayContent(ctx, o.ID, file, nil); err != nil {
+				err = fmt.Errorf("write %s (overlay %.12s is in the store): %w", file.path, o.ID, err)
+			}
+		}
+		err = file.finish(err)
+	}
 	if err != nil {
 		return err
 	}
@@ -68,10 +79,8 @@ func newOverlayImport(env *environment) *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "import FILE|URL", Short: "Take an overlay into the store, checked", Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
-			report, done := env.progress()
-			o, err := s.ImportOverlay(ctx, a[0], name, report)
-			done()
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
+			o, err := importOverlay(ctx, env, s, a[0], name)
 			if err != nil {
 				return err
 			}
@@ -82,10 +91,36 @@ func newOverlayImport(env *environment) *cobra.Command {
 	return cmd
 }
 
+// importOverlay lets the service read a URL or a file of this host, or sends it to another.
+func importOverlay(ctx context.Context, env *environment, s *session, from, name string) (out api.Overlay, err error) {
+	if !isURL(from) {
+		f, err := os.Open(from)
+		if err != nil {
+			return out, hostError(fmt.Errorf("import overlay: %w", err))
+		}
+		defer f.Close()
+		if s.remote != "" {
+			info, err := f.Stat()
+			if err != nil {
+				return out, err
+			}
+			return follow[api.Overlay](ctx, env, s, func(report api.Progress) (api.Operation, error) {
+				return s.SendOverlay(ctx, name, f, info.Size(), report)
+			})
+		}
+		if from, err = s.path(from); err != nil {
+			return out, err
+		}
+	}
+	return work[api.Overlay](ctx, env, s, func(ctx context.Context) (api.Operation, error) {
+		return s.ImportOverlay(ctx, api.ImportOverlay{Name: name, Source: from})
+	})
+}
+
 func newOverlayList(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List the overlays of the store", Args: args(0),
-		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, _ []string) error {
 			list, err := s.Overlays(ctx)
 			if err != nil {
 				return err
@@ -107,8 +142,12 @@ func newOverlayList(env *environment) *cobra.Command {
 func newOverlayShow(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "show OVERLAY", Aliases: []string{"inspect"}, Short: "Show what an overlay (id, name, file or URL) holds", Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
-			o, err := s.Overlay(ctx, a[0])
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
+			ref, err := s.ref(ctx, a[0], s.isOverlay)
+			if err != nil {
+				return err
+			}
+			o, err := s.Overlay(ctx, ref)
 			if err != nil {
 				return err
 			}
@@ -165,10 +204,14 @@ func showOverlay(w io.Writer, o api.Overlay, stats overlay.Stats, st overlay.Str
 func newOverlayVerify(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify OVERLAY", Short: "Check every byte of an overlay (id, name, file or URL)", Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
-			report, done := env.progress()
-			v, err := s.VerifyOverlay(ctx, a[0], report)
-			done()
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
+			ref, err := s.ref(ctx, a[0], s.isOverlay)
+			if err != nil {
+				return err
+			}
+			v, err := work[api.VerifiedOverlay](ctx, env, s, func(ctx context.Context) (api.Operation, error) {
+				return s.Verify(ctx, api.KindVerifyOverlay, ref)
+			})
 			if err != nil {
 				return err
 			}
@@ -186,7 +229,7 @@ func newOverlayVerify(env *environment) *cobra.Command {
 func newOverlayRemove(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm OVERLAY...", Aliases: []string{"remove", "delete"}, Short: "Remove overlays that nothing uses from the store", Args: someArgs,
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
 			for _, ref := range a {
 				if err := s.DeleteOverlay(ctx, ref); err != nil {
 					return err

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"cloudlet/api"
-	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
 )
@@ -26,6 +25,8 @@ type environment struct {
 	terminal       bool // stderr is one: progress may be drawn
 
 	state       string
+	server      string // "" is the daemon of state, or this process
+	tokenFile   string
 	mountMemory bytesFlag
 	json        bool
 	verbose     bool
@@ -129,14 +130,16 @@ A first walk:
 	flags.StringVar(&env.state, "state", defaultState(env), "folder of the store ($CLOUDLET_STATE)")
 	env.mountMemory = 112 << 20
 	flags.Var(&env.mountMemory, "mount-memory", "memory that the process of a mount should stay below, about half of it for decoded frames")
+	flags.StringVar(&env.server, "server", env.getenv("CLOUDLET_SERVER"), "use the service at http(s)://HOST:PORT or unix:PATH ($CLOUDLET_SERVER)")
+	flags.StringVar(&env.tokenFile, "token-file", env.getenv("CLOUDLET_TOKEN_FILE"), "file with the token for --server ($CLOUDLET_TOKEN_FILE)")
 	flags.BoolVar(&env.json, "json", false, "print facts, and errors, as JSON")
 	flags.BoolVarP(&env.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddCommand(
-		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env), newDoctor(env),
-		newVerb(env, "pause", "Stop the CPUs of an instance", (*service.Service).Pause),
-		newVerb(env, "continue", "Let a paused instance run on", (*service.Service).Continue),
-		newVerb(env, "reset", "Reset the guest of an instance: it boots anew", (*service.Service).Reset),
-		newVerb(env, "stop", "End an instance; what it has changed is dropped", (*service.Service).Stop),
+		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env), newDoctor(env), newServe(env), newOperations(env),
+		newVerb(env, api.ActionPause, "Stop the CPUs of an instance"),
+		newVerb(env, api.ActionContinue, "Let a paused instance run on"),
+		newVerb(env, api.ActionReset, "Reset the guest of an instance: it boots anew"),
+		newVerb(env, api.ActionStop, "End an instance; what it has changed is dropped"),
 		newAbort(env),
 	)
 	for path, f := range map[string]cobra.CompletionFunc{
@@ -146,6 +149,7 @@ A first walk:
 		"mount": complete(env, true, bases, overlays), "pause": complete(env, false, living), "continue": complete(env, false, living),
 		"reset": complete(env, false, living), "stop": complete(env, false, living), "abort": complete(env, false, living),
 		"rm": complete(env, false, everyInstance), "logs": complete(env, false, everyInstance),
+		"op show": complete(env, false, everyOperation), "op wait": complete(env, false, working), "op cancel": complete(env, false, working),
 	} {
 		cmd, _, err := root.Find(strings.Fields(path))
 		if err != nil {
@@ -167,26 +171,6 @@ func defaultState(env *environment) string {
 		return filepath.Join(dir, "cloudlet")
 	}
 	return filepath.Join(env.getenv("HOME"), ".local", "state", "cloudlet")
-}
-
-// service opens the store.
-func (env *environment) service(ctx context.Context) (*service.Service, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
-	}
-	return service.Open(ctx, service.Config{Dir: env.state, Program: []string{exe}, MountMemory: int64(env.mountMemory), Log: env.log()})
-}
-
-// with makes the body of a command of one that needs the store.
-func (env *environment) with(f func(context.Context, *service.Service, []string) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
-		s, err := env.service(cmd.Context())
-		if err != nil {
-			return err
-		}
-		return f(cmd.Context(), s, args)
-	}
 }
 
 // log returns where messages for people go.

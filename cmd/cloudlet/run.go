@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"cloudlet/api"
-	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -41,8 +40,10 @@ and prints the time line.`,
   cloudlet run https://example.org/app.overlay --probe 8080/ --json`,
 		Args: args(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			o.req.Ref = a[0]
-			return o.run(cmd.Context())
+			if err := o.check(); err != nil {
+				return err
+			}
+			return env.with(o.run)(cmd, a)
 		},
 	}
 	o.addFlags(cmd.Flags())
@@ -60,22 +61,25 @@ func (o *runCommand) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.req.Paused, "paused", false, "resume without letting the guest run")
 }
 
-func (o *runCommand) run(ctx context.Context) error {
+func (o *runCommand) check() error {
 	if o.probe.Probe == nil && (o.status != 0 || o.contains != "") {
 		return usageError{errors.New("--probe-status and --probe-contains go with --probe")}
 	}
 	if o.probe.Probe != nil && o.req.Paused {
 		return usageError{errors.New("--probe and --paused exclude one another: a paused guest does not answer")}
 	}
-	s, err := o.env.service(ctx)
-	if err != nil {
+	return nil
+}
+
+func (o *runCommand) run(ctx context.Context, s *session, args []string) (err error) {
+	if o.req.Ref, err = s.ref(ctx, args[0], s.isBase, s.isOverlay); err != nil {
 		return err
 	}
 	o.req.Forwards, o.req.Probe = o.forwards, o.probe.Probe
 	if o.req.Probe != nil {
 		o.req.Probe.Status, o.req.Probe.Contains = o.status, o.contains
 	}
-	in, err := s.Run(ctx, o.req, nil)
+	in, err := work[api.Instance](ctx, o.env, s, func(ctx context.Context) (api.Operation, error) { return s.Run(ctx, o.req) })
 	if err != nil {
 		return err
 	}
@@ -102,7 +106,7 @@ func newPS(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ps", Aliases: []string{"list"}, Short: "List instances", Args: args(0),
 		Long: "Lists the living instances, with --all also those that have ended, and why.",
-		RunE: env.with(func(ctx context.Context, s *service.Service, _ []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, _ []string) error {
 			list, err := s.Instances(ctx, all)
 			if err != nil {
 				return err
@@ -125,12 +129,12 @@ func newPS(env *environment) *cobra.Command {
 }
 
 // newVerb makes a command that does one thing to instances.
-func newVerb[S any](env *environment, name, short string, do func(S, context.Context, string) (api.Instance, error)) *cobra.Command {
+func newVerb(env *environment, action api.Action, short string) *cobra.Command {
 	return &cobra.Command{
-		Use: name + " INSTANCE...", Short: short, Args: someArgs,
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+		Use: string(action) + " INSTANCE...", Short: short, Args: someArgs,
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
 			for _, ref := range a {
-				in, err := do(any(s).(S), ctx, ref)
+				in, err := s.Act(ctx, ref, action)
 				if err != nil {
 					return err
 				}
@@ -149,8 +153,9 @@ func newAbort(env *environment) *cobra.Command {
 		Long: `When the source of an overlay is away, the guest waits for its pages. This ends the wait:
 its disk reads fail, and a guest that waits for memory is killed. All instances of the same
 image share the mount and this fate.`,
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
-			return s.Abort(ctx, a[0])
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
+			_, err := s.Act(ctx, a[0], api.ActionAbort)
+			return err
 		}),
 	}
 }
@@ -159,9 +164,9 @@ func newRemove(env *environment) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rm INSTANCE...", Aliases: []string{"remove"}, Short: "Remove instances that have ended", Args: someArgs,
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
 			for _, ref := range a {
-				if err := s.Delete(ctx, ref, force); err != nil {
+				if err := s.DeleteInstance(ctx, ref, force); err != nil {
 					return err
 				}
 			}
@@ -175,7 +180,7 @@ func newRemove(env *environment) *cobra.Command {
 func newLogs(env *environment) *cobra.Command {
 	return &cobra.Command{
 		Use: "logs INSTANCE", Short: "Print the serial console of an instance", Args: args(1),
-		RunE: env.with(func(ctx context.Context, s *service.Service, a []string) error {
+		RunE: env.with(func(ctx context.Context, s *session, a []string) error {
 			return s.Log(ctx, a[0], env.stdout)
 		}),
 	}
