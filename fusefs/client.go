@@ -36,6 +36,13 @@ func (c *Control) Status(ctx context.Context) (Status, error) {
 	return st, err
 }
 
+// Touches does what Server.Touches does.
+func (c *Control) Touches(ctx context.Context) ([]Touch, error) {
+	var list []Touch
+	err := c.call(ctx, http.MethodGet, "/touches", &list)
+	return list, err
+}
+
 // Abort does what Server.Abort does.
 func (c *Control) Abort(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/abort", nil)

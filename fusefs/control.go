@@ -28,7 +28,7 @@ type Status struct {
 	Image json.RawMessage `json:"image,omitempty"`
 }
 
-// control serves GET /status, POST /abort and POST /unmount?force=1 to root and the own user.
+// control serves GET /status, GET /touches, POST /abort and POST /unmount?force=1 to root and the own user.
 type control struct {
 	server   *Server
 	listener net.Listener
@@ -59,6 +59,7 @@ func listenControl(s *Server, path string) (*control, error) {
 	c := &control{server: s, listener: l, ended: make(chan error, 1)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.status)
+	mux.HandleFunc("GET /touches", c.touches)
 	mux.HandleFunc("POST /abort", c.abort)
 	mux.HandleFunc("POST /unmount", c.unmount)
 	c.http = &http.Server{
@@ -137,6 +138,10 @@ func (c *control) status(w http.ResponseWriter, r *http.Request) {
 		st.Image = image
 	}
 	reply(w, http.StatusOK, st)
+}
+
+func (c *control) touches(w http.ResponseWriter, r *http.Request) {
+	reply(w, http.StatusOK, c.server.Touches())
 }
 
 func (c *control) abort(w http.ResponseWriter, r *http.Request) {

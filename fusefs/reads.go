@@ -48,6 +48,8 @@ type reads struct {
 	pushed atomic.Int64
 	// known are the pages that the kernel has asked for or was given.
 	known pageSet
+	// record, if not nil, takes the pages that are asked for, once each.
+	record *recorder
 
 	mu       sync.Mutex
 	inFlight map[*read]struct{}
@@ -155,7 +157,7 @@ func (s *reads) begin(ctx context.Context, off int64, n int) *read {
 		r.pid = c.Pid
 	}
 	r.ctx, r.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	s.known.add(off/pushPage, (int64(n)+pushPage-1)/pushPage)
+	s.know(off/pushPage, (int64(n)+pushPage-1)/pushPage)
 	s.mu.Lock()
 	s.inFlight[r] = struct{}{}
 	s.mu.Unlock()
