@@ -3,7 +3,6 @@ package overlay
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -283,34 +282,11 @@ func (r *Reader) Profile() ([]Addr, error) {
 	if err := r.dec.decode(b, r.stored(memberProfile)); err != nil {
 		return nil, fmt.Errorf("overlay %.12s: %w: profile: %w", m.ID, ErrFormat, err)
 	}
-	if len(b)%4 != 0 {
-		return nil, fmt.Errorf("overlay %.12s: %w: profile has %d bytes", m.ID, ErrFormat, len(b))
-	}
-	p := make([]Addr, len(b)/4)
-	for i := range p {
-		p[i] = Addr(binary.LittleEndian.Uint32(b[4*i:]))
-	}
-	if err := checkProfile(p, m.holds); err != nil {
-		return nil, fmt.Errorf("overlay %.12s: %w: %w", m.ID, ErrFormat, err)
+	p, err := ParseProfile(b, m.MemorySize, m.DiskSize)
+	if err != nil {
+		return nil, fmt.Errorf("overlay %.12s: %w", m.ID, err)
 	}
 	return p, nil
-}
-
-func checkProfile(p []Addr, holds func(Addr) bool) error {
-	if len(p) > maxProfile/4 {
-		return fmt.Errorf("profile lists %d pages, over the limit of %d", len(p), maxProfile/4)
-	}
-	sorted := slices.Clone(p)
-	slices.Sort(sorted)
-	for i, a := range sorted {
-		if !holds(a) {
-			return fmt.Errorf("profile: %s is outside of the image", a)
-		}
-		if i > 0 && a == sorted[i-1] {
-			return fmt.Errorf("profile: %s stands twice", a)
-		}
-	}
-	return nil
 }
 
 // readFrame fetches frame i, into buf where it is large enough, and checks its hash. A wrong hash is fetched once more: what

@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -158,7 +157,7 @@ func (c *creation) write(ctx context.Context, path string, spool *os.File) (*Cre
 	}{
 		{memberIndex, index, &m.Members.Index},
 		{memberState, c.l.State, &m.Members.State},
-		{memberProfile, marshalProfile(c.l.Profile), &m.Members.Profile},
+		{memberProfile, MarshalProfile(c.l.Profile), &m.Members.Profile},
 	} {
 		if bodies[part.i], err = pack(part.body, part.member); err != nil {
 			return nil, fmt.Errorf("pack %s: %w", memberNames[part.i], err)
@@ -197,14 +196,6 @@ func pack(body []byte, d *Member) ([]byte, error) {
 	b := e.EncodeAll(body, nil)
 	*d = Member{Size: int64(len(b)), SHA256: Sum(b), Decoded: int64(len(body))}
 	return b, e.Close()
-}
-
-func marshalProfile(p []Addr) []byte {
-	b := make([]byte, 0, 4*len(p))
-	for _, a := range p {
-		b = binary.LittleEndian.AppendUint32(b, uint32(a))
-	}
-	return b
 }
 
 // writeArchive writes the zip: members from bodies, then the frames from spool.
