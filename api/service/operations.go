@@ -67,6 +67,7 @@ type task struct {
 	kind   api.Kind
 	req    any
 	upload string
+	since  time.Time // when it was asked for; zero: now
 	need   need
 	target *api.Target
 	work   func(context.Context, *operation) (any, error)
@@ -79,12 +80,15 @@ func (s *Service) begin(ctx context.Context, t task) (out api.Operation, fresh b
 	if err != nil {
 		return out, false, err
 	}
+	if t.since.IsZero() {
+		t.since = time.Now()
+	}
 	var id [6]byte
 	rand.Read(id[:]) // never fails
 	op, life := newOperation(ctx, operationRecord{
 		Operation: api.Operation{
 			ID: hex.EncodeToString(id[:]), Kind: t.kind, State: api.OperationRunning, Version: 1, Target: t.target,
-			Created: time.Now().UTC(), Request: request,
+			Created: t.since.UTC(), Request: request,
 		},
 		Caller: t.caller.Name, Local: t.caller.Local, Daemon: s.cfg.Daemon, Upload: t.upload, Need: t.need,
 	})

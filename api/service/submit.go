@@ -121,7 +121,7 @@ func (s *Service) submitRun(ctx context.Context, t task, req api.Run) (api.Opera
 	if err != nil {
 		return api.Operation{}, err
 	}
-	t.need = need{Memory: j.machine.Memory, Instances: 1}
+	t.since, t.need = line.start, need{Memory: j.machine.Memory, Instances: 1}
 	late := j.image == nil
 	t.work = func(ctx context.Context, op *operation) (any, error) {
 		line.report = op.progress
