@@ -163,7 +163,9 @@ func TestErrors(t *testing.T) {
 	mux.HandleFunc("/v1/bases/problem", func(w http.ResponseWriter, _ *http.Request) { refuse(w, 409, want) })
 	mux.HandleFunc("/v1/bases/plain", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "busy now", http.StatusServiceUnavailable) })
 	mux.HandleFunc("/v1/bases/strange", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(418) })
-	mux.HandleFunc("/v1/bases/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:9/", http.StatusTemporaryRedirect) })
+	mux.HandleFunc("/v1/bases/moved", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://127.0.0.1:9/", http.StatusTemporaryRedirect)
+	})
 	mux.HandleFunc("/v1/bases/text", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })
 	mux.HandleFunc("/v1/bases/short", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "100")
