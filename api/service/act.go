@@ -5,21 +5,22 @@ import (
 	"strings"
 
 	"cloudlet/api"
+	"cloudlet/vmm"
 )
 
 // Act does a to an instance. ActionReady takes the instance or the operation of a CreateBase.
 func (s *Service) Act(ctx context.Context, ref string, a api.Action) (api.Instance, error) {
 	switch a {
 	case api.ActionPause:
-		return s.Pause(ctx, ref)
+		return s.change(ctx, ref, (*vmm.VM).Pause)
 	case api.ActionContinue:
-		return s.Continue(ctx, ref)
+		return s.change(ctx, ref, (*vmm.VM).Continue)
 	case api.ActionReset:
-		return s.Reset(ctx, ref)
+		return s.change(ctx, ref, (*vmm.VM).Reset) // it boots anew from its present disk
 	case api.ActionStop:
-		return s.Stop(ctx, ref)
+		return s.stopInstance(ctx, ref)
 	case api.ActionAbort:
-		if err := s.Abort(ctx, ref); err != nil {
+		if err := s.abort(ctx, ref); err != nil {
 			return api.Instance{}, err
 		}
 		return s.Instance(ctx, ref)

@@ -18,14 +18,9 @@ import (
 
 const baseTimeout = 5 * time.Minute
 
-// CreateBase boots a disk image, waits until the guest is ready, captures it and puts it
+// createBase boots a disk image, waits until the guest is ready, captures it and puts it
 // into the store. ready is called when neither probe nor console text is asked for: it
 // returns when a person says so. The image itself is not changed.
-func (s *Service) CreateBase(ctx context.Context, req api.CreateBase, ready func(context.Context, api.Instance) error, p api.Progress) (api.Base, error) {
-	b, err := s.createBase(ctx, req, ready, p)
-	return b, fail(err)
-}
-
 func (s *Service) createBase(ctx context.Context, req api.CreateBase, ready func(context.Context, api.Instance) error, p api.Progress) (out api.Base, err error) {
 	if err := s.checkName(req.Name); err != nil {
 		return out, err

@@ -93,15 +93,6 @@ func diskUsage(dir string) (n int64, err error) {
 	return n, err
 }
 
-// ImportBase takes a base from a zip into the store, every hash checked.
-func (s *Service) ImportBase(ctx context.Context, path, name string, p api.Progress) (api.Base, error) {
-	if err := s.checkName(name); err != nil {
-		return api.Base{}, fail(err)
-	}
-	out, err := s.importBaseFile(ctx, path, name, p)
-	return out, fail(err)
-}
-
 // importBase takes a base from a path, or from a URL that the rules allow.
 func (s *Service) importBase(ctx context.Context, req api.ImportBase, rules []string, p api.Progress) (out api.Base, err error) {
 	if !isRemote(req.Source) {
@@ -128,6 +119,7 @@ func (s *Service) importBase(ctx context.Context, req api.ImportBase, rules []st
 	return s.importBaseFile(ctx, file, req.Name, p)
 }
 
+// importBaseFile takes a base from a zip into the store, every hash checked.
 func (s *Service) importBaseFile(ctx context.Context, path, name string, p api.Progress) (out api.Base, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -171,18 +163,8 @@ func (s *Service) keepBase(ctx context.Context, b *overlay.Base, name string) (a
 	return s.describeBase(id)
 }
 
-// ExportBase writes a base as a zip to path, which appears only when it is whole.
-func (s *Service) ExportBase(ctx context.Context, ref, path string, p api.Progress) error {
-	b, release, err := s.openBase(ref)
-	if err != nil {
-		return fail(err)
-	}
-	defer release()
-	return fail(writeFile(path, func(f *os.File) error { return b.Export(ctx, f, overlay.Progress(p)) }))
-}
-
-// VerifyBase reads a whole base and checks every page against its hash.
-func (s *Service) VerifyBase(ctx context.Context, ref string, p api.Progress) (api.Base, error) {
+// verifyBase reads a whole base and checks every page against its hash.
+func (s *Service) verifyBase(ctx context.Context, ref string, p api.Progress) (api.Base, error) {
 	b, release, err := s.openBase(ref)
 	if err != nil {
 		return api.Base{}, fail(err)

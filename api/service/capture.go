@@ -13,14 +13,9 @@ import (
 	"cloudlet/vmm"
 )
 
-// CreateOverlay makes an overlay of what a running instance differs in from the image it
+// createOverlay makes an overlay of what a running instance differs in from the image it
 // was resumed from, and puts it into the store. The guest stands still while its memory is
 // copied and its disk frozen, then runs on.
-func (s *Service) CreateOverlay(ctx context.Context, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
-	out, err = s.createOverlay(ctx, req, p)
-	return out, fail(err)
-}
-
 func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
 	start := time.Now()
 	if err := s.checkName(req.Name); err != nil {

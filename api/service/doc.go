@@ -1,7 +1,7 @@
-// Package service is where bases, overlays, mounts and VMs meet: the store on disk and the
-// verbs over it. A Service keeps nothing in memory that is not in the store, so several
-// processes may use one store at the same time, and a process may die at any moment: what it
-// had begun is swept up by the next one, what it had finished stays.
+// Package service is where bases, overlays, mounts and VMs meet: the store on disk, the verbs
+// over it, and the operations that long work is. Several processes may use one store at the
+// same time, and a process may die at any moment: what it had begun is swept up, ended with a
+// reason or taken up by the next one; what it had finished stays.
 //
 // # Store
 //
@@ -11,6 +11,12 @@
 //	STATE/instances/ID/            record.json, vm/ (see vmm)
 //	STATE/mounts/KEY/              spec.json, log, control socket, fs (the mountpoint)
 //	STATE/tmp/                     what is being made; moved to its place when whole
+//	STATE/operations/ID/           record.json; cancel: another process asks for its end
+//	STATE/active/ID                a mark: the operation has not ended
+//	STATE/keys/HASH.json           which operation an idempotency key has begun
+//	STATE/uploads/upload-ID/       upload.json, overlay: the bytes that have arrived
+//	STATE/counts/                  what metrics know of the past
+//	STATE/daemon.lock              held by the daemon
 //
 // # Locks
 //
@@ -22,4 +28,22 @@
 //
 // An instance's record names its mount before the mount is looked for, and a mount is ended
 // only under its own lock, when no record of a living instance names it.
+//
+// # Operations
+//
+// Submit looks a request through, admits it and lays its operation down before it answers;
+// then the work runs in a goroutine that Close joins. Admission and the idempotency key are
+// decided under the store's lock, so no two requests get the same room or the same key. The
+// process that works holds the lock of the operation's folder. Whoever finds an operation
+// that has not ended and whose lock is free ends it, except for what the next daemon takes
+// up: imports from a URL begin again, a run whose VM lives waits on for its first answer.
+// Changes reach watchers and the disk ten times a second at most; only beginning and end are
+// synced. Watchers in other processes read the record.
+//
+// # Callers
+//
+// A caller who is not Local names things of the store, or URLs that pass Config.AllowURLs: at
+// once, at every redirect, and at the address that is dialled. The rules travel with the
+// link of an overlay into instance records and mount processes. No path of a request reaches
+// the file system unless its caller is Local.
 package service

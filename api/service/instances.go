@@ -261,21 +261,7 @@ func (s *Service) working(ctx context.Context, ref string) (*record, *vmm.VM, *l
 	return nil, nil, nil, err
 }
 
-// Pause stops the guest's CPUs.
-func (s *Service) Pause(ctx context.Context, ref string) (api.Instance, error) {
-	return s.change(ctx, ref, (*vmm.VM).Pause)
-}
-
-// Continue lets a paused guest run on.
-func (s *Service) Continue(ctx context.Context, ref string) (api.Instance, error) {
-	return s.change(ctx, ref, (*vmm.VM).Continue)
-}
-
-// Reset resets the guest as its reset button would: it boots anew from its present disk.
-func (s *Service) Reset(ctx context.Context, ref string) (api.Instance, error) {
-	return s.change(ctx, ref, (*vmm.VM).Reset)
-}
-
+// change does something to the VM of an instance and says what that does now.
 func (s *Service) change(ctx context.Context, ref string, do func(*vmm.VM, context.Context) error) (api.Instance, error) {
 	r, vm, lk, err := s.working(ctx, ref)
 	if err != nil {
@@ -289,9 +275,9 @@ func (s *Service) change(ctx context.Context, ref string, do func(*vmm.VM, conte
 	return in, fail(err)
 }
 
-// Stop ends the VM of an instance. What the guest has changed is dropped; its record and its
+// stopInstance ends the VM of an instance. What the guest has changed is dropped; its record and its
 // log stay until Delete. An instance that has ended already is no error.
-func (s *Service) Stop(ctx context.Context, ref string) (api.Instance, error) {
+func (s *Service) stopInstance(ctx context.Context, ref string) (api.Instance, error) {
 	in, err := s.Instance(ctx, ref)
 	if err != nil || in.State == api.Stopped || in.State == api.Lost {
 		return in, err
@@ -315,7 +301,7 @@ func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
 		if !force {
 			return api.Errorf(api.Conflict, "instance %s is %s", in.ID, in.State).Fix("stop it first, or use --force")
 		}
-		if _, err := s.Stop(ctx, in.ID); err != nil {
+		if _, err := s.stopInstance(ctx, in.ID); err != nil {
 			return err
 		}
 	}

@@ -268,8 +268,8 @@ func (s *Service) describeMount(ctx context.Context, key string) (*api.Mount, er
 	return m, nil
 }
 
-// Abort makes the reads that an instance's mount holds fail, and its guest with them.
-func (s *Service) Abort(ctx context.Context, ref string) error {
+// abort makes the reads that an instance's mount holds fail, and its guest with them.
+func (s *Service) abort(ctx context.Context, ref string) error {
 	id, err := s.findInstance(ref)
 	if err != nil {
 		return fail(err)

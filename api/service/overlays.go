@@ -40,12 +40,8 @@ func (s *Service) Overlays(ctx context.Context) ([]api.Overlay, error) {
 	return out, nil
 }
 
-// Overlay describes an overlay of the store, or in a file or at a URL.
-func (s *Service) Overlay(ctx context.Context, ref string) (api.Overlay, error) {
-	return s.OverlayFor(ctx, Caller{Local: true}, ref)
-}
-
-// OverlayFor is Overlay on behalf of a caller: only a local one may name a file or any URL.
+// OverlayFor describes an overlay of the store, or at a URL; for a local caller also one in a
+// file or at any URL.
 func (s *Service) OverlayFor(ctx context.Context, caller Caller, ref string) (api.Overlay, error) {
 	at, err := s.findOverlayFor(caller, "id", ref)
 	if err != nil {
@@ -101,16 +97,8 @@ func describe(ctx context.Context, src overlay.Source) (out api.Overlay, err err
 	return out, fail(errors.Join(err, r.Close()))
 }
 
-// ImportOverlay copies an overlay from a file or URL into the store. Its frames are checked
+// importOverlay copies an overlay from a file or URL into the store. Its frames are checked
 // against their hashes, and, where its base and parents are here, every page against its id.
-func (s *Service) ImportOverlay(ctx context.Context, ref, name string, p api.Progress) (api.Overlay, error) {
-	if err := s.checkName(name); err != nil {
-		return api.Overlay{}, fail(err)
-	}
-	out, err := s.importOverlay(ctx, location{source: ref}, name, p)
-	return out, fail(err)
-}
-
 func (s *Service) importOverlay(ctx context.Context, at location, name string, p api.Progress) (out api.Overlay, err error) {
 	src, err := openSource(ctx, at.source, at.allow)
 	if err != nil {
@@ -196,16 +184,7 @@ func (s *Service) keepOverlay(ctx context.Context, dir, name string) (out api.Ov
 	return s.describeOverlay(context.WithoutCancel(ctx), out.ID) // it is in the store now
 }
 
-// VerifyOverlay checks an overlay in the store, in a file or at a URL.
-func (s *Service) VerifyOverlay(ctx context.Context, ref string, p api.Progress) (api.VerifiedOverlay, error) {
-	at, err := s.findOverlay(ref)
-	if err != nil {
-		return api.VerifiedOverlay{}, fail(err)
-	}
-	v, err := s.verifyOverlay(ctx, at, p)
-	return v, fail(err)
-}
-
+// verifyOverlay checks an overlay in the store, in a file or at a URL.
 func (s *Service) verifyOverlay(ctx context.Context, at location, p api.Progress) (v api.VerifiedOverlay, err error) {
 	launch, err := s.openChain(ctx, at)
 	if err == nil {

@@ -35,20 +35,6 @@ func (t *timeline) mark(name string) {
 	}
 }
 
-// Run makes an instance of a base or an overlay: VM synthesis. It returns when the guest
-// runs, or with a probe when the application has given its first right answer. On an error
-// nothing is left of the instance, unless it only missed its probe and req.Keep is set.
-func (s *Service) Run(ctx context.Context, req api.Run, p api.Progress) (api.Instance, error) {
-	t := &timeline{start: time.Now(), report: p}
-	t.mark("accepted")
-	j, err := s.newSynthesis(ctx, Caller{Local: true}, req, t)
-	if err != nil {
-		return api.Instance{}, fail(err)
-	}
-	in, err := s.run(ctx, j, func(string) {})
-	return in, fail(err)
-}
-
 // synthesis is a run that has been looked through.
 type synthesis struct {
 	req      api.Run
@@ -110,7 +96,10 @@ func (s *Service) openSynthesis(ctx context.Context, j *synthesis) (err error) {
 	return nil
 }
 
-// run does a synthesis and closes its image. made is told the instance's id once it has one.
+// run makes an instance of a base or an overlay: VM synthesis. It returns when the guest
+// runs, or with a probe when the application has given its first right answer. On an error
+// nothing is left of the instance, unless it only missed its probe and req.Keep is set. made
+// is told the instance's id once it has one. The image is closed.
 func (s *Service) run(ctx context.Context, j *synthesis, made func(id string)) (in api.Instance, err error) {
 	if j.image == nil {
 		if err := s.openSynthesis(ctx, j); err != nil {

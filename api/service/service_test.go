@@ -72,6 +72,14 @@ func addOverlay(t *testing.T, s *Service, ref, name string, fill byte) api.Overl
 	return o
 }
 
+func verified(t *testing.T, s *Service, ref string) (api.VerifiedOverlay, error) {
+	t.Helper()
+	at, err := s.findOverlay(ref)
+	require.NoError(t, err)
+	v, err := s.verifyOverlay(t.Context(), at, nil)
+	return v, fail(err)
+}
+
 func TestStoreOfBasesAndOverlays(t *testing.T) {
 	s := newService(t)
 	b := addBase(t, s, "debian", 'a')
@@ -87,7 +95,7 @@ func TestStoreOfBasesAndOverlays(t *testing.T) {
 		require.Equal(t, b.ID, have.ID)
 		require.Len(t, have.UsedBy, 2)
 	}
-	v, err := s.VerifyOverlay(t.Context(), o2.ID, nil)
+	v, err := verified(t, s, o2.ID)
 	require.NoError(t, err)
 	require.True(t, v.Pages)
 
@@ -126,10 +134,10 @@ func TestMissingParts(t *testing.T) {
 	_, err := elsewhere.openLaunch(t.Context(), file)
 	require.Equal(t, api.NotFound, api.CodeOf(err))
 	require.ErrorContains(t, err, "needs its parent, overlay "+o1.ID)
-	v, err := elsewhere.VerifyOverlay(t.Context(), file, nil)
+	v, err := verified(t, elsewhere, file)
 	require.NoError(t, err)
 	require.False(t, v.Pages, "without its parents only its bytes can be checked")
-	_, err = elsewhere.ImportOverlay(t.Context(), s.overlayFile(o1.ID), "", nil)
+	_, err = elsewhere.importOverlay(t.Context(), location{source: s.overlayFile(o1.ID)}, "", nil)
 	require.NoError(t, err)
 	_, err = elsewhere.openLaunch(t.Context(), file)
 	require.Equal(t, api.NotFound, api.CodeOf(err))
@@ -149,10 +157,10 @@ func TestDamagedInStore(t *testing.T) {
 	for _, o := range list {
 		require.Equal(t, o.ID == bad.ID, o.Problem != "", o.ID)
 	}
-	_, err = s.VerifyOverlay(t.Context(), "bad", nil)
+	_, err = verified(t, s, "bad")
 	require.Equal(t, api.Damaged, api.CodeOf(err))
 	require.NoError(t, s.DeleteOverlay(t.Context(), "bad"))
-	_, err = s.VerifyOverlay(t.Context(), "good", nil)
+	_, err = verified(t, s, "good")
 	require.NoError(t, err)
 	require.NotEmpty(t, good.ID)
 }

@@ -205,7 +205,7 @@ func (s *Service) submitVerifyBase(t *task, req VerifyBase) error {
 		return err
 	}
 	t.target = &api.Target{Type: "base", ID: id}
-	t.work = func(ctx context.Context, op *operation) (any, error) { return s.VerifyBase(ctx, id, op.progress) }
+	t.work = func(ctx context.Context, op *operation) (any, error) { return s.verifyBase(ctx, id, op.progress) }
 	return nil
 }
 

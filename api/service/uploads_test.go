@@ -79,7 +79,7 @@ func TestUpload(t *testing.T) {
 	op, err := other.FinishUpload(t.Context(), remote, u.ID)
 	require.NoError(t, err)
 	require.Equal(t, api.OperationDone, awaitEnd(t, other, op.ID).State)
-	o, err := s.Overlay(t.Context(), "app")
+	o, err := s.OverlayFor(t.Context(), Caller{}, "app")
 	require.NoError(t, err)
 	require.Equal(t, id, o.ID)
 
@@ -210,7 +210,7 @@ func TestFullDisk(t *testing.T) {
 	op, err := s.FinishUpload(t.Context(), Caller{}, u.ID)
 	require.NoError(t, err)
 	require.Equal(t, api.OperationDone, awaitEnd(t, s, op.ID).State)
-	_, err = s.Overlay(t.Context(), id)
+	_, err = s.OverlayFor(t.Context(), Caller{}, id)
 	require.NoError(t, err)
 }
 
