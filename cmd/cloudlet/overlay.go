@@ -47,10 +47,15 @@ Strategies: ` + strings.Join(overlay.Strategies(), ", ") + `; or one of them wit
 	return cmd
 }
 
-func createOverlay(ctx context.Context, env *environment, s *session, req api.CreateOverlay, path string) error {
+// createOverlay lets the service write a file of this host itself; from another host it is
+// copied out of the store.
+func createOverlay(ctx context.Context, env *environment, s *session, req api.CreateOverlay, path string) (err error) {
 	var file *output
-	if path != "" {
-		var err error
+	if path != "" && s.remote == "" {
+		if req.Output, err = s.path(path); err != nil {
+			return err
+		}
+	} else if path != "" {
 		if file, err = newOutput(path); err != nil {
 			return err
 		}
