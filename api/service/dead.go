@@ -76,7 +76,7 @@ func (s *Service) runsOn(r operationRecord) (*record, error) {
 
 // bury ends an operation whose process has died; the caller holds its lock.
 func (s *Service) bury(ctx context.Context, r operationRecord) (operationRecord, error) {
-	where := "before it had begun"
+	where := "soon after it had begun"
 	if r.Phase != "" {
 		where = fmt.Sprintf("in phase %q", r.Phase)
 	}
@@ -92,7 +92,7 @@ func (s *Service) bury(ctx context.Context, r operationRecord) (operationRecord,
 		case err != nil:
 			return r, err
 		case in.State == api.Stopped || in.State == api.Lost:
-			detail += fmt.Sprintf("; the VM and mount of instance %s were removed, its record stays", in.ID)
+			detail += fmt.Sprintf("; the VM of instance %s was removed, its record stays", in.ID)
 		default:
 			detail += fmt.Sprintf("; instance %s runs, but its first answer was not seen", in.ID)
 			remedy = "use the instance, or remove it"
