@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -216,8 +217,8 @@ func problem(resp *http.Response) error {
 			e.Code = code
 		}
 	}
-	if resp.StatusCode == http.StatusConflict && resp.Header.Get("Upload-Offset") != "" {
-		return &offsetError{e}
+	if off, err := strconv.ParseInt(resp.Header.Get("Upload-Offset"), 10, 64); err == nil && resp.StatusCode == http.StatusConflict {
+		return &offsetError{e, off}
 	}
 	return e
 }

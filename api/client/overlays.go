@@ -123,8 +123,12 @@ func (c *Client) ResumeUpload(ctx context.Context, up api.Upload, content io.Rea
 	}
 }
 
-// offsetError is an upload's refusal of bytes that do not follow those it has.
-type offsetError struct{ error }
+// offsetError is an upload's refusal, with where it stands: where the bytes that were sent do
+// not follow those it has, that is another place than theirs.
+type offsetError struct {
+	error
+	off int64
+}
 
 func (e *offsetError) Unwrap() error { return e.error }
 
@@ -146,6 +150,10 @@ func (c *Client) put(ctx context.Context, up api.Upload, content io.ReaderAt, p 
 	resp, err := c.send(ctx, cl)
 	if err == nil {
 		defer resp.Body.Close()
+	}
+	var wrong *offsetError
+	if errors.As(err, &wrong) && wrong.off == up.Offset {
+		err = wrong.error // it is refused for another reason
 	}
 	if from.err != nil && ctx.Err() == nil {
 		err = from.err

@@ -20,6 +20,7 @@ import (
 type receiver struct {
 	each int64
 	lies bool // the answer to a CreateUpload names a wrong offset
+	full bool // what has arrived is not taken in
 
 	mu   sync.Mutex
 	up   api.Upload
@@ -47,8 +48,16 @@ func (s *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "PUT":
 		s.puts++
 		var from, to, size int64
-		if s.up.Offset == s.up.Size {
+		finish := func() {
+			if s.full {
+				w.Header().Set("Upload-Offset", fmt.Sprint(s.up.Offset))
+				refuse(w, 409, api.Error{Code: api.Conflict, Detail: "the name is taken"})
+				return
+			}
 			answer(w, 202, api.Operation{ID: "op"})
+		}
+		if s.up.Offset == s.up.Size {
+			finish()
 			return
 		}
 		if n, _ := fmt.Sscanf(r.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n != 3 || size != s.up.Size || to != size-1 || r.ContentLength != size-from {
@@ -66,7 +75,7 @@ func (s *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if s.up.Offset < s.up.Size {
 			panic(http.ErrAbortHandler)
 		}
-		answer(w, 202, api.Operation{ID: "op"})
+		finish()
 	}
 }
 
@@ -113,6 +122,12 @@ func TestSendOverlayGivenUp(t *testing.T) {
 		}
 	})
 	require.ErrorIs(t, err, context.Canceled)
+	require.True(t, s.gone)
+
+	*s = receiver{each: 100, full: true}
+	_, err = c.SendOverlay(t.Context(), "", bytes.NewReader(make([]byte, 10)), 10, nil)
+	require.ErrorContains(t, err, "the name is taken")
+	require.Less(t, s.puts, 3, "it is not tried again and again")
 	require.True(t, s.gone)
 
 	s.gone = false
