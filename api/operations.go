@@ -16,6 +16,7 @@ const (
 	KindCreateOverlay Kind = "create-overlay" // CreateOverlay, CreatedOverlay
 	KindImportOverlay Kind = "import-overlay" // ImportOverlay, Overlay
 	KindVerifyOverlay Kind = "verify-overlay" // Verify, VerifiedOverlay
+	KindProfile       Kind = "profile"        // Profile, ProfiledOverlay
 	KindRun           Kind = "run"            // Run, Instance: VM synthesis, or the resume of a base
 )
 
@@ -82,6 +83,26 @@ type VerifiedOverlay struct {
 	// Pages: every page was decoded and matches the id. False: base or a parent is not in
 	// the store, so only the encoded bytes were checked against their hashes.
 	Pages bool `json:"pages_verified"`
+}
+
+// Profile asks for trial runs of an overlay, one for each probe, that record which pages the
+// guest touches until it answers. The profile is kept beside what earlier trials found.
+type Profile struct {
+	Ref     string        `json:"ref"`
+	Probes  []Probe       `json:"probes"`
+	Timeout time.Duration `json:"timeout,omitempty"` // for each probe; 0: 1 minute
+	Fresh   bool          `json:"fresh,omitempty"`   // forget what earlier trials found
+	// Repack also writes the overlay in the store anew, the pages of the profile first, in
+	// small frames. Its id stays; its digest does not.
+	Repack   bool   `json:"repack,omitempty"`
+	Strategy string `json:"strategy,omitempty"` // of the repacked overlay; "": the one that it has
+}
+
+// ProfiledOverlay is an overlay with its touch profile.
+type ProfiledOverlay struct {
+	Overlay
+	MemoryPages int `json:"profile_memory_pages"`
+	DiskPages   int `json:"profile_disk_pages"`
 }
 
 // Upload is an overlay whose content is being sent. When the last byte is there, an

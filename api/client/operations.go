@@ -32,6 +32,15 @@ func (c *Client) Verify(ctx context.Context, kind api.Kind, ref string) (api.Ope
 	}{kind, api.Verify{Ref: ref}})
 }
 
+// Profile begins trial runs of an overlay that record its touch profile; the result is an
+// api.ProfiledOverlay.
+func (c *Client) Profile(ctx context.Context, req api.Profile) (api.Operation, error) {
+	return post[api.Operation](ctx, c, "operations", struct {
+		Kind api.Kind `json:"kind"`
+		api.Profile
+	}{api.KindProfile, req})
+}
+
 // PollOperation returns an operation when its version is over after or it has ended, and as
 // it is at the latest after wait, which the service rounds and bounds.
 func (c *Client) PollOperation(ctx context.Context, id string, after int64, wait time.Duration) (out api.Operation, err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"net/http"
+	"reflect"
 	"time"
 
 	"cloudlet/api"
@@ -15,10 +16,16 @@ func (s *server) operations(w *response, r *http.Request) error {
 	return writeList(w, list, err)
 }
 
-// newOperation is the body of a request for an operation that makes nothing.
+// newOperation is the body of a request for an operation that makes no resource: Ref alone
+// for the verifying ones.
 type newOperation struct {
-	Kind api.Kind `json:"kind"`
-	Ref  string   `json:"ref"`
+	Kind     api.Kind      `json:"kind"`
+	Ref      string        `json:"ref"`
+	Probes   []api.Probe   `json:"probes,omitempty"`
+	Timeout  time.Duration `json:"timeout,omitempty"`
+	Fresh    bool          `json:"fresh,omitempty"`
+	Repack   bool          `json:"repack,omitempty"`
+	Strategy string        `json:"strategy,omitempty"`
 }
 
 func (s *server) addOperation(w *response, r *http.Request) error {
@@ -27,13 +34,20 @@ func (s *server) addOperation(w *response, r *http.Request) error {
 		return err
 	}
 	verify := api.Verify{Ref: req.Ref}
+	profile := api.Profile{Ref: req.Ref, Probes: req.Probes, Timeout: req.Timeout, Fresh: req.Fresh, Repack: req.Repack, Strategy: req.Strategy}
+	if req.Kind == api.KindProfile {
+		return s.submit(w, r, profile)
+	}
+	if !reflect.DeepEqual(profile, api.Profile{Ref: req.Ref}) {
+		return bad("kind", "an operation of kind %q has no fields beside ref", req.Kind)
+	}
 	switch req.Kind {
 	case api.KindVerifyBase:
 		return s.submit(w, r, service.VerifyBase{Verify: verify})
 	case api.KindVerifyOverlay:
 		return s.submit(w, r, service.VerifyOverlay{Verify: verify})
 	}
-	return bad("kind", "an operation of kind %q cannot be asked for here", req.Kind).fix("use %s or %s", api.KindVerifyBase, api.KindVerifyOverlay)
+	return bad("kind", "an operation of kind %q cannot be asked for here", req.Kind).fix("use %s, %s or %s", api.KindVerifyBase, api.KindVerifyOverlay, api.KindProfile)
 }
 
 // operation shows an operation: as it is, once it has changed or ended, or as it goes on.

@@ -10,6 +10,7 @@
 //	STATE/overlays/ID/overlay      an overlay; record.json: name, time
 //	STATE/instances/ID/            record.json, vm/ (see vmm)
 //	STATE/mounts/KEY/              spec.json, log, control socket, fs (the mountpoint)
+//	STATE/profiles/ID              touch profile of an image, see overlay.MarshalProfile
 //	STATE/tmp/                     what is being made; moved to its place when whole
 //	STATE/operations/ID/           record.json; cancel: another process asks for its end
 //	STATE/active/ID                a mark: the operation has not ended

@@ -59,6 +59,9 @@ func (s *Service) newRecord(ctx context.Context, req api.Run, l *launchImage, ma
 		ID: hex.EncodeToString(b[:]), Name: req.Name, Created: time.Now().UTC(), State: api.Starting,
 		Image: image, Base: l.base.ID().String(), Links: l.links, Mount: mountKey(image), Machine: machine,
 	}
+	if req.Record {
+		r.Mount = recordingKey(r.ID)
+	}
 	var lk *lock
 	err := s.locked(ctx, func() error {
 		if err := s.checkInstanceName(req.Name); err != nil {

@@ -227,7 +227,10 @@ func (s *Service) DeleteOverlay(ctx context.Context, ref string) error {
 		if err != nil {
 			return err
 		}
-		return s.deleteUnused("overlay", s.path("overlays", at.id), "", users)
+		if err := s.deleteUnused("overlay", s.path("overlays", at.id), "", users); err != nil {
+			return err
+		}
+		return ignoreMissing(os.Remove(s.profilePath(at.id)))
 	}))
 }
 

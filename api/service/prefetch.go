@@ -22,13 +22,21 @@ const (
 var errFull = errors.New("the host's memory is better kept for others")
 
 // prefetch pushes what the guest is likely to touch into the page cache of a mount, until all
-// is there or ctx ends. A guest runs without it, only slower, so a failure is only logged.
-func prefetch(ctx context.Context, im *overlay.Image, srv *fusefs.Server, log *slog.Logger) {
+// is there or ctx ends: the pages of the touch profile, or without one what overlays on this
+// host hold. A guest runs without it, only slower, so a failure is only logged.
+func prefetch(ctx context.Context, spec MountSpec, im *overlay.Image, srv *fusefs.Server, log *slog.Logger) {
 	begin, pushed := time.Now(), int64(0)
+	profile, err := profileOf(spec, im)
+	if err != nil {
+		log.Warn("the touch profile cannot be used", "err", err)
+	}
+	if profile == nil && !im.Local() {
+		return // what is far away is fetched when it is asked for
+	}
 	room, err := procNumber("/proc/meminfo", "MemAvailable:")
 	if err == nil {
 		room /= prefetchShare
-		err = im.Prefetch(ctx, nil, func(ctx context.Context, s overlay.Space, p []byte, off int64) error {
+		err = im.Prefetch(ctx, profile, func(ctx context.Context, s overlay.Space, p []byte, off int64) error {
 			if pushed+int64(len(p)) > room {
 				return errFull
 			}
@@ -37,7 +45,21 @@ func prefetch(ctx context.Context, im *overlay.Image, srv *fusefs.Server, log *s
 			return err
 		})
 	}
-	log.Info("prefetched", "bytes", pushed, "seconds", time.Since(begin).Seconds(), "ended", err)
+	log.Info("prefetched", "profile", len(profile), "bytes", pushed, "seconds", time.Since(begin).Seconds(), "ended", err)
+}
+
+// profileOf returns the profile that the store keeps of an image, or the one that its last
+// overlay brought, or nil.
+func profileOf(spec MountSpec, im *overlay.Image) ([]overlay.Addr, error) {
+	kept, err := readProfile(spec.Profile, im)
+	if kept != nil {
+		return kept, nil
+	}
+	if n := len(im.Chain()); n > 0 {
+		own, oerr := im.Chain()[n-1].Profile()
+		return own, errors.Join(err, oerr)
+	}
+	return nil, err
 }
 
 // pushLookedUp pushes once somebody has looked the file up, which whoever starts a mount for

@@ -64,6 +64,9 @@ func (s *Service) newSynthesis(ctx context.Context, caller Caller, req api.Run, 
 	if err := errors.Join(s.checkName(req.Name), s.checkInstanceName(req.Name), checkProbe(req.Probe), checkTime("timeout", req.Timeout)); err != nil {
 		return nil, err
 	}
+	if req.Record && req.Probe == nil {
+		return nil, invalid("record", "a touch profile ends with the answer to a probe").Fix("give a probe as well")
+	}
 	if req.Probe != nil && req.Paused {
 		return nil, invalid("paused", "a paused guest does not answer the probe").Fix("leave out one of the two")
 	}
@@ -149,6 +152,11 @@ func (s *Service) firstAnswer(ctx context.Context, r *record, vm *vmm.VM, req ap
 			return in, err
 		}
 		t.mark(eventFirstAnswer)
+		if req.Record {
+			if err := s.keepTouches(ctx, r); err != nil {
+				return in, err
+			}
+		}
 		r.Timeline = t.events
 		if err := s.writeRecord(r); err != nil {
 			return in, err
@@ -209,7 +217,7 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused,
 		Ready: func(ctx context.Context) error {
 			defer t.mark("mounted")
-			return s.mount(ctx, l)
+			return s.mount(ctx, l, r.Mount)
 		},
 	}
 	if m.Kernel {

@@ -20,14 +20,16 @@ import (
 
 // MountSpec tells a mount process what to serve and where.
 type MountSpec struct {
-	Image  string   `json:"image"` // id
-	Base   string   `json:"base"`  // folder
-	Links  []link   `json:"overlays"`
-	Hold   []string `json:"hold"`              // folders of the store that must stay while it lives
-	Dir    string   `json:"dir"`               // mountpoint
-	Socket string   `json:"control,omitempty"` // control socket
-	Alive  string   `json:"alive,omitempty"`   // file whose lock the process holds for life
-	Memory int64    `json:"memory_limit"`      // bytes that the process should stay below, beside its indexes; 0: no limit
+	Image   string   `json:"image"` // id
+	Base    string   `json:"base"`  // folder
+	Links   []link   `json:"overlays"`
+	Hold    []string `json:"hold"`              // folders of the store that must stay while it lives
+	Dir     string   `json:"dir"`               // mountpoint
+	Socket  string   `json:"control,omitempty"` // control socket
+	Profile string   `json:"profile,omitempty"` // file of the image's touch profile, which need not exist
+	Record  bool     `json:"record,omitempty"`  // record a touch profile, and push nothing
+	Alive   string   `json:"alive,omitempty"`   // file whose lock the process holds for life
+	Memory  int64    `json:"memory_limit"`      // bytes that the process should stay below, beside its indexes; 0: no limit
 
 	// Starter, if not nil, is the mount's lock as inherited from the starter; it is closed
 	// once Alive is locked, so that there is no moment in which the mount seems dead.
@@ -118,7 +120,7 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	waits := newWaits()
 	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
 		Memory: waits.file(hold.File(im.File(overlay.Memory))), Disk: waits.file(hold.File(im.File(overlay.Disk))), Info: info,
-		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log,
+		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log, Record: spec.Record,
 		Status: func() any { return MountStatus{im.Stats(), hold.Stalls(), waits.histogram()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
@@ -132,10 +134,10 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	if err := ready(); err != nil {
 		return errors.Join(err, srv.Unmount(ctx), <-ended)
 	}
-	if spec.Alive != "" && im.Local() { // for a VM; what is far away is fetched when it is asked for
+	if spec.Alive != "" && !spec.Record { // for a VM
 		ctx, cancel := context.WithCancel(ctx)
 		prefetched := make(chan struct{})
-		go func() { defer close(prefetched); prefetch(ctx, im, srv, log) }()
+		go func() { defer close(prefetched); prefetch(ctx, spec, im, srv, log) }()
 		defer func() { cancel(); <-prefetched }()
 	}
 	for asked := false; ; asked = true {

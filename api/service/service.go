@@ -100,7 +100,7 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	}
 	s.cfg.Dir = dir
 	s.qemu.Cache = s.path("host.json")
-	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "tmp", "operations", "active", "keys", "uploads", "counts"} {
+	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "profiles", "tmp", "operations", "active", "keys", "uploads", "counts"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, noStore(err)
 		}

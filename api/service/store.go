@@ -112,11 +112,16 @@ func replaceJSON(path string, v any, sync bool) error {
 	if err != nil {
 		return fmt.Errorf("marshal %s: %w", path, err)
 	}
+	return replaceFile(path, append(b, '\n'), sync)
+}
+
+// replaceFile replaces the content of path at once; durably where sync is set.
+func replaceFile(path string, b []byte, sync bool) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b)
 	if err == nil && sync {
 		err = f.Sync()
 	}

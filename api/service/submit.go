@@ -31,7 +31,7 @@ type VerifyBase struct{ api.Verify }
 type VerifyOverlay struct{ api.Verify }
 
 // Submit begins an operation: api.CreateBase, api.ImportBase, VerifyBase, api.CreateOverlay,
-// api.ImportOverlay, VerifyOverlay or api.Run. What is wrong with the request, and what
+// api.ImportOverlay, VerifyOverlay, api.Profile or api.Run. What is wrong with the request, and what
 // cannot fit on this host, is an error at once and leaves nothing. The work goes on when ctx
 // has ended; Close joins it. The same caller, key and request give the same operation for 24
 // hours; another request under that key is a Conflict.
@@ -81,6 +81,8 @@ func kindOf(req any) api.Kind {
 		return api.KindImportOverlay
 	case VerifyOverlay:
 		return api.KindVerifyOverlay
+	case api.Profile:
+		return api.KindProfile
 	case api.Run:
 		return api.KindRun
 	}
@@ -104,6 +106,8 @@ func (s *Service) submit(ctx context.Context, caller Caller, req any) (op api.Op
 		err = s.submitImportOverlay(&t, req)
 	case VerifyOverlay:
 		err = s.submitVerifyOverlay(&t, req)
+	case api.Profile:
+		err = s.submitProfile(ctx, &t, req)
 	default:
 		panic(fmt.Sprintf("no operation begins with a %T", req))
 	}

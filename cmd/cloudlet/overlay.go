@@ -19,12 +19,13 @@ func newOverlay(env *environment) *cobra.Command {
 	return group("overlay", "Make and keep overlays", `An overlay is what a launch VM holds that its parent does not: one compressed, immutable
 file, a zip with a manifest that jq can read. Its id names its content, whatever the
 compression; its digest names the file's bytes.`,
-		newOverlayCreate(env), newOverlayImport(env), newOverlayList(env), newOverlayShow(env), newOverlayVerify(env), newOverlayRemove(env))
+		newOverlayCreate(env), newOverlayImport(env), newOverlayList(env), newOverlayShow(env), newOverlayVerify(env), newOverlayProfile(env), newOverlayRemove(env))
 }
 
 func newOverlayCreate(env *environment) *cobra.Command {
 	var req api.CreateOverlay
 	var out string
+	var probes probesFlag
 	cmd := &cobra.Command{
 		Use:   "create INSTANCE",
 		Short: "Capture what a running instance has changed as an overlay",
@@ -38,20 +39,23 @@ Strategies: ` + strings.Join(overlay.Strategies(), ", ") + `; or one of them wit
 		Args:    args(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			req.Instance = a[0]
-			return env.with(func(ctx context.Context, s *session, _ []string) error { return createOverlay(ctx, env, s, req, out) })(cmd, a)
+			return env.with(func(ctx context.Context, s *session, _ []string) error {
+				return createOverlay(ctx, env, s, req, out, probes)
+			})(cmd, a)
 		},
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "also write the overlay to this file")
+	cmd.Flags().Var(&probes, "profile", "then record the touch profile by a trial run until this probe is answered, and repack; may be repeated")
 	cmd.Flags().StringVar(&req.Name, "name", "", "name of the overlay in the store")
 	cmd.Flags().StringVar(&req.Strategy, "strategy", "balanced", "how to encode")
 	return cmd
 }
 
-// createOverlay lets the service write a file of this host itself; from another host it is
-// copied out of the store.
-func createOverlay(ctx context.Context, env *environment, s *session, req api.CreateOverlay, path string) (err error) {
+// createOverlay lets the service write a file of this host itself; from another host, and
+// where the overlay is repacked first, it is copied out of the store.
+func createOverlay(ctx context.Context, env *environment, s *session, req api.CreateOverlay, path string, probes probesFlag) (err error) {
 	var file *output
-	if path != "" && s.remote == "" {
+	if path != "" && s.remote == "" && len(probes) == 0 {
 		if req.Output, err = s.path(path); err != nil {
 			return err
 		}
@@ -61,6 +65,14 @@ func createOverlay(ctx context.Context, env *environment, s *session, req api.Cr
 		}
 	}
 	o, err := work[api.CreatedOverlay](ctx, env, s, func(ctx context.Context) (api.Operation, error) { return s.CreateOverlay(ctx, req) })
+	if err == nil && len(probes) > 0 {
+		var p api.ProfiledOverlay
+		if p, err = profileOverlay(ctx, env, s, api.Profile{Ref: o.ID, Probes: probes, Repack: true}); err == nil {
+			o.Overlay = p.Overlay
+		} else {
+			err = fmt.Errorf("overlay %.12s is in the store, but without a profile: %w", o.ID, err)
+		}
+	}
 	if file != nil {
 		if err == nil {
 			o.Output = file.path

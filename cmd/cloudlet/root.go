@@ -145,7 +145,7 @@ A first walk:
 	for path, f := range map[string]cobra.CompletionFunc{
 		"base export": complete(env, false, bases), "base show": complete(env, false, bases), "base verify": complete(env, false, bases),
 		"base rm": complete(env, false, bases), "overlay create": complete(env, false, living), "overlay show": complete(env, true, overlays),
-		"overlay verify": complete(env, true, overlays), "overlay rm": complete(env, false, overlays), "run": complete(env, true, bases, overlays),
+		"overlay verify": complete(env, true, overlays), "overlay profile": complete(env, true, overlays), "overlay rm": complete(env, false, overlays), "run": complete(env, true, bases, overlays),
 		"mount": complete(env, true, bases, overlays), "pause": complete(env, false, living), "continue": complete(env, false, living),
 		"reset": complete(env, false, living), "stop": complete(env, false, living), "abort": complete(env, false, living),
 		"rm": complete(env, false, everyInstance), "logs": complete(env, false, everyInstance),

@@ -58,12 +58,16 @@ func (o *runCommand) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.contains, "probe-contains", "", "text that the right answer contains")
 	f.DurationVar(&o.req.Timeout, "timeout", time.Minute, "how long to wait for the probe")
 	f.BoolVar(&o.req.Keep, "keep", false, "keep the instance if the probe is not answered")
+	f.BoolVar(&o.req.Record, "record", false, "keep which pages the guest touches until the probe is answered as the image's profile")
 	f.BoolVar(&o.req.Paused, "paused", false, "resume without letting the guest run")
 }
 
 func (o *runCommand) check() error {
 	if o.probe.Probe == nil && (o.status != 0 || o.contains != "") {
 		return usageError{errors.New("--probe-status and --probe-contains go with --probe")}
+	}
+	if o.probe.Probe == nil && o.req.Record {
+		return usageError{errors.New("--record goes with --probe, whose answer ends the touch profile")}
 	}
 	if o.probe.Probe != nil && o.req.Paused {
 		return usageError{errors.New("--probe and --paused exclude one another: a paused guest does not answer")}
