@@ -18,6 +18,8 @@ need mmdebstrap mmdebstrap
 need xz xz-utils
 need xdelta3 xdelta3
 need ip iproute2
+need curl curl
+need jq jq
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 
 [ -z "$missing" ] && exit 0

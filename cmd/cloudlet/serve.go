@@ -175,7 +175,7 @@ func (o *serve) end(ctx context.Context, s *service.Service, log *slog.Logger) e
 			err = errors.Join(err, serr)
 		}
 	}
-	log.Info("stopped", "problem", err)
+	log.Info("stopped")
 	return err
 }
 
