@@ -118,6 +118,38 @@ func (s *Service) bury(ctx context.Context, r operationRecord) (operationRecord,
 	return r, nil
 }
 
+// cancelDead ends an operation that waits for a daemon to take it up, if it is one.
+func (s *Service) cancelDead(ctx context.Context, id string) error {
+	lk, err := tryLock(s.operationPath(id), unix.LOCK_EX)
+	if errors.Is(err, errLocked) {
+		return nil // its process lives
+	}
+	if err != nil {
+		return err
+	}
+	defer lk.unlock()
+	r, err := s.readOperation(id)
+	if err != nil || r.State.Ended() {
+		return err
+	}
+	in, err := s.runsOn(r)
+	if err != nil {
+		return err
+	}
+	if in != nil {
+		if err := s.undo(in); err != nil {
+			return err
+		}
+	}
+	r.State, r.Ended, r.Version, r.Target = api.OperationCancelled, time.Now().UTC(), r.Version+versionGap, nil
+	r.Error = api.Errorf(api.Cancelled, "the operation was cancelled while no process worked on it")
+	if err := s.recordEnd(r); err != nil {
+		return err
+	}
+	s.note(ctx, r)
+	return nil
+}
+
 // sweepOperations ends the operations of dead processes; a daemon takes up what can go on.
 func (s *Service) sweepOperations(ctx context.Context) error {
 	entries, err := os.ReadDir(s.path("active"))
@@ -127,7 +159,7 @@ func (s *Service) sweepOperations(ctx context.Context) error {
 	for _, e := range entries {
 		err = errors.Join(err, s.sweepOperation(ctx, e.Name()))
 	}
-	return errors.Join(err, s.prune(ctx))
+	return errors.Join(err, s.prune(ctx), s.pruneKeys(ctx))
 }
 
 func (s *Service) sweepOperation(ctx context.Context, id string) error {
@@ -247,8 +279,8 @@ func (s *Service) runAgain(ctx context.Context, r operationRecord, req api.Run, 
 }
 
 // adopt looks at all living instances, so that those which ended while nobody looked are
-// recorded and their mounts let go, and says what it found.
-func (s *Service) adopt(ctx context.Context) error {
+// recorded and their mounts let go. It says what it found; with quiet only what has ended.
+func (s *Service) adopt(ctx context.Context, quiet bool) error {
 	ids, err := s.list("instances")
 	if err != nil {
 		return err
@@ -263,7 +295,9 @@ func (s *Service) adopt(ctx context.Context) error {
 			s.log.Error("adopt instance", "instance", id, "err", ierr) // it is tried again when it is asked for
 			continue
 		}
-		s.log.Info("instance of before", "instance", id, "state", in.State, "reason", in.Reason)
+		if !quiet || in.State == api.Stopped || in.State == api.Lost {
+			s.log.Info("instance of before", "instance", id, "state", in.State, "reason", in.Reason)
+		}
 	}
 	return nil
 }
@@ -278,7 +312,7 @@ func (s *Service) janitor(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := errors.Join(s.saveLate(), s.adopt(ctx), s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.saveLate(), s.adopt(ctx, true), s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx)); err != nil && ctx.Err() == nil {
 			s.log.Warn("sweep", "err", err)
 		}
 	}

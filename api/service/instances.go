@@ -242,7 +242,7 @@ func (s *Service) working(ctx context.Context, ref string) (*record, *vmm.VM, *l
 	}
 	lk, err := tryLock(s.instancePath(id), unix.LOCK_EX)
 	if errors.Is(err, errLocked) {
-		return nil, nil, nil, api.Errorf(api.Conflict, "instance %s is busy: another command works on it", id).Fix("wait until that has finished")
+		return nil, nil, nil, api.Errorf(api.Conflict, "instance %s is busy: another command or operation works on it", id).Fix("wait until that has finished, or cancel it")
 	}
 	if err != nil {
 		return nil, nil, nil, err

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -74,13 +75,24 @@ func (s *Service) keepKey(c Caller, op api.Operation) error {
 }
 
 // pruneKeys removes the keys that have expired.
-func (s *Service) pruneKeys() error {
+func (s *Service) pruneKeys(ctx context.Context) error {
 	entries, err := os.ReadDir(s.path("keys"))
 	for _, e := range entries {
-		info, ierr := e.Info()
-		if ierr == nil && time.Since(info.ModTime()) > keyLife {
-			err = errors.Join(err, ignoreMissing(os.Remove(filepath.Join(s.path("keys"), e.Name()))))
+		path := filepath.Join(s.path("keys"), e.Name())
+		if !expired(path) {
+			continue
 		}
+		err = errors.Join(err, s.locked(ctx, func() error {
+			if !expired(path) {
+				return nil // used again since
+			}
+			return ignoreMissing(os.Remove(path))
+		}))
 	}
 	return err
+}
+
+func expired(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && time.Since(info.ModTime()) > keyLife
 }

@@ -442,7 +442,7 @@ func (s *Service) prune(ctx context.Context) error {
 			err = errors.Join(err, s.locked(ctx, func() error { return os.RemoveAll(s.operationPath(r.ID)) }))
 		}
 	}
-	return errors.Join(err, s.pruneKeys())
+	return err
 }
 
 func (s *Service) readOperations(ids []string) ([]operationRecord, error) {

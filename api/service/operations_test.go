@@ -133,6 +133,8 @@ func TestSubmitRefuses(t *testing.T) {
 		{"run with a wrong probe path", local, api.Run{Ref: "app", Probe: &api.Probe{Port: 80, Path: "a\nb"}}, api.Invalid, "probe.path"},
 		{"run with a wrong time", local, api.Run{Ref: "app", Timeout: -1}, api.Invalid, "timeout"},
 		{"run with a wrong port", local, api.Run{Ref: "app", Forwards: []api.Forward{{Guest: -1}}}, api.Invalid, "forwards"},
+		{"run with a name as address", local, api.Run{Ref: "app", Forwards: []api.Forward{{Address: "localhost", Guest: 80}}}, api.Invalid, "forwards"},
+		{"run with too many ports", local, api.Run{Ref: "app", Forwards: make([]api.Forward, 65)}, api.Invalid, "forwards"},
 		{"run with a wrong name", local, api.Run{Ref: "app", Name: "A b"}, api.Invalid, "name"},
 		{"run without device state", local, api.Run{Ref: "app"}, api.Invalid, ""},
 		{"import of a path from elsewhere", remote, api.ImportOverlay{Source: file}, api.Invalid, "source"},
@@ -352,6 +354,12 @@ func TestDeadOperations(t *testing.T) {
 	ended, err := s.Instance(t.Context(), in.ID)
 	require.NoError(t, err)
 	require.Equal(t, api.Stopped, ended.State)
+
+	importing.Daemon = true
+	unwanted := left(t, s, importing)
+	now, err = s.CancelOperation(t.Context(), unwanted)
+	require.NoError(t, err, "cancelled while nobody works on it")
+	require.Equal(t, api.OperationCancelled, now.State)
 
 	daemon := reopen(t, s, func(c *Config) { c.Daemon = true })
 	end := awaitEnd(t, daemon, byDaemon)

@@ -62,15 +62,34 @@ func (s *Service) OverlayFor(ctx context.Context, caller Caller, ref string) (ap
 	return o, fail(err)
 }
 
+// describeOverlay describes an overlay of the store. Content never changes, so what was read
+// once is kept for as long as the file is the same.
 func (s *Service) describeOverlay(ctx context.Context, id string) (api.Overlay, error) {
-	src, err := source.OpenFile(s.overlayFile(id))
+	info, err := os.Stat(s.overlayFile(id))
 	if err != nil {
 		return api.Overlay{}, err
 	}
-	out, err := describe(ctx, src)
-	if err != nil {
-		return out, err
+	s.mu.Lock()
+	known := s.described[id]
+	s.mu.Unlock()
+	if known.info == nil || !os.SameFile(known.info, info) || known.info.Size() != info.Size() || !known.info.ModTime().Equal(info.ModTime()) {
+		src, err := source.OpenFile(s.overlayFile(id))
+		if err != nil {
+			return api.Overlay{}, err
+		}
+		o, err := describe(ctx, src)
+		if err != nil {
+			return o, err
+		}
+		known = description{info, o}
+		s.mu.Lock()
+		if len(s.described) >= maxDescribed {
+			clear(s.described) // rare, and cheap to make again
+		}
+		s.described[id] = known
+		s.mu.Unlock()
 	}
+	out := known.overlay
 	var l label
 	if err := readJSON(s.path("overlays", id, "record.json"), &l); ignoreMissing(err) != nil {
 		return out, err
@@ -78,6 +97,14 @@ func (s *Service) describeOverlay(ctx context.Context, id string) (api.Overlay, 
 	out.Name, out.Created = l.Name, l.Created
 	return out, nil
 }
+
+// description is what an overlay's file says of it.
+type description struct {
+	info    os.FileInfo
+	overlay api.Overlay
+}
+
+const maxDescribed = 10_000
 
 // describe opens an overlay, describes and closes it.
 func describe(ctx context.Context, src overlay.Source) (out api.Overlay, err error) {

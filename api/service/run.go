@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"time"
@@ -248,11 +249,19 @@ func (s *Service) undo(r *record) error {
 	return errors.Join(err, s.releaseMount(ctx, r.Mount))
 }
 
+const maxForwards = 64
+
 // checkForwards translates forwards and sees that the probe's port is among them.
 func checkForwards(in []api.Forward, probe *api.Probe) ([]vmm.Forward, error) {
 	var out []vmm.Forward
 	found := probe == nil
+	if len(in) > maxForwards {
+		return nil, invalid("forwards", "%d forwards, the limit is %d", len(in), maxForwards)
+	}
 	for _, f := range in {
+		if addr, err := netip.ParseAddr(f.Address); f.Address != "" && (err != nil || !addr.Is4()) {
+			return nil, invalid("forwards", "forward port %d: %.60q is not an IPv4 address", f.Guest, f.Address).Fix("use for example 127.0.0.1")
+		}
 		for _, port := range []int{f.Host, f.Guest} {
 			if port < 0 || port > 65535 || f.Guest == 0 {
 				err := api.Errorf(api.Invalid, "forward %s:%d:%d: ports are 1 to 65535", f.Address, f.Host, f.Guest)

@@ -73,12 +73,14 @@ type Service struct {
 	live    map[string]*operation // that this process works on, and those of unsaved
 	unsaved int                   // how many ends could not be written
 	closed  bool
+
+	described map[string]description // overlays of the store, by id
 }
 
 // Open opens the store, making it if it is new, and sweeps up what dead processes left.
 func Open(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
-		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, stop: func() {},
+		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, described: map[string]description{}, stop: func() {},
 		flights: flights{running: map[string]*flight{}, waiting: map[string]*flight{}},
 	}
 	if s.log == nil {
@@ -126,7 +128,7 @@ func (s *Service) begins(ctx context.Context) error {
 		if err := s.lockDaemon(); err != nil {
 			return err
 		}
-		if err := s.adopt(ctx); err != nil {
+		if err := s.adopt(ctx, false); err != nil {
 			return err
 		}
 	}

@@ -142,6 +142,8 @@ func (s *Service) CancelOperation(ctx context.Context, id string) (api.Operation
 		op.end()
 	} else if err := os.WriteFile(s.operationPath(id, "cancel"), nil, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return now, fail(err)
+	} else if err := s.cancelDead(ctx, id); err != nil {
+		return now, fail(err)
 	}
 	for op, err := range s.OperationEvents(ctx, id, 0) {
 		if err != nil {
