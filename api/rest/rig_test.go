@@ -121,6 +121,14 @@ func (r *rig) do(c call) *http.Response {
 	return r.check(req, rec.Result())
 }
 
+// serve sends a request as it is.
+func (r *rig) serve(req *http.Request) *http.Response {
+	r.t.Helper()
+	rec := httptest.NewRecorder()
+	r.handler.ServeHTTP(rec, req)
+	return r.check(req, rec.Result())
+}
+
 // check holds an exchange against the document.
 func (r *rig) check(req *http.Request, resp *http.Response) *http.Response {
 	r.t.Helper()
