@@ -66,6 +66,7 @@ type Service struct {
 	log     *slog.Logger
 	daemon  *lock // of daemon.lock; nil: not the daemon
 	flights flights
+	turn    chan struct{}  // holds a value while one of this process has or awaits the store's lock
 	joined  sync.WaitGroup // operations and the janitor
 	stop    context.CancelFunc
 
@@ -80,7 +81,7 @@ type Service struct {
 // Open opens the store, making it if it is new, and sweeps up what dead processes left.
 func Open(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
-		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, described: map[string]description{}, stop: func() {},
+		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, described: map[string]description{}, turn: make(chan struct{}, 1), stop: func() {},
 		flights: flights{running: map[string]*flight{}, waiting: map[string]*flight{}},
 	}
 	if s.log == nil {

@@ -200,7 +200,14 @@ func (st *stage) drop() error {
 }
 
 // locked runs f while this process alone may change names and records. f must be short.
+// Those of this process wait in line; only the first of them polls for the lock.
 func (s *Service) locked(ctx context.Context, f func() error) error {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the lock of %s: %w", s.cfg.Dir, context.Cause(ctx))
+	}
+	defer func() { <-s.turn }()
 	l, err := waitLock(ctx, s.path("lock"), unix.LOCK_EX)
 	if err != nil {
 		return err
