@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -120,7 +121,7 @@ func metrics() []metric {
 		gauge("held_reads", "Reads of launch images that wait for a source which does not answer.", func(m *service.Metrics) float64 { return float64(m.Mount.Held) }),
 		gauge("counters_since_seconds", "Unix time from which the counters count.", func(m *service.Metrics) float64 { return float64(m.Since.UnixMilli()) / 1000 }),
 		counter("fetched_bytes_total", "Bytes read from the sources of overlays.", func(m *service.MountCount) int64 { return m.Fetched }),
-		counter("saved_bytes_total", "Bytes of mounted overlays that were never read.", func(m *service.MountCount) int64 { return m.Saved }),
+		gauge("saved_bytes", "Bytes of mounted overlays, of ended mounts too, that were not read. It shrinks while a mount reads on.", func(m *service.Metrics) float64 { return float64(m.Mount.Saved) }),
 		counter("frames_decoded_total", "Frames decoded.", func(m *service.MountCount) int64 { return m.FramesDecoded }),
 		counter("frames_verified_total", "Frames whose hash was right.", func(m *service.MountCount) int64 { return m.FramesVerified }),
 		counter("frames_refused_total", "Frames whose hash was wrong.", func(m *service.MountCount) int64 { return m.FramesRefused }),
@@ -157,7 +158,7 @@ func (n *numbers) Collect(ch chan<- prometheus.Metric) {
 	for state, count := range m.Instances {
 		ch <- prometheus.MustNewConstMetric(instancesDesc, prometheus.GaugeValue, float64(count), string(state))
 	}
-	for _, o := range m.Operations {
+	for _, o := range append(slices.Clone(m.Operations), m.Active...) {
 		ch <- prometheus.MustNewConstMetric(operationsDesc, prometheus.GaugeValue, float64(o.Count), string(o.Kind), string(o.State))
 	}
 	for _, image := range []struct {

@@ -1,0 +1,87 @@
+package rest
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"cloudlet/api"
+)
+
+// FuzzRequests: whatever is sent, the handler answers without a panic and without a 500, a
+// failure is a problem, nothing that was refused has begun anything, and no slot stays taken.
+func FuzzRequests(f *testing.F) {
+	for _, seed := range [][5]string{
+		{"GET", "/v1/bases", "", "", ""},
+		{"POST", "/v1/bases?name=x", typeZip, "", "PK"},
+		{"POST", "/v1/bases", typeJSON, "", `{"source":"https://x/y"}`},
+		{"POST", "/v1/bases", typeJSON, "", `{"disk":"/d,if=none","memory":1e9,"forwards":[{"guest":80,"host":-1}]}`},
+		{"POST", "/v1/overlays", typeJSON, "", `{"size":10}`},
+		{"POST", "/v1/overlays", typeJSON, "", `{"instance":"0123","strategy":null}`},
+		{"GET", "/v1/overlays/upload-0000", "", "", ""},
+		{"PUT", "/v1/overlays/upload-0000/content", typeZip, "Content-Range: bytes 0-3/10", "0123"},
+		{"PUT", "/v1/overlays/upload-0000/content", typeZip, "Content-Range: bytes */10", ""},
+		{"GET", "/v1/overlays/app/content", "", "Range: bytes=-1,0-2,5-", ""},
+		{"POST", "/v1/instances", typeJSON, "Idempotency-Key: k", `{"ref":"app","probe":{"port":80,"path":"/"},"timeout":1}`},
+		{"POST", "/v1/instances", typeJSON, "", `{"ref":"\u0000","ref":"b"}`},
+		{"DELETE", "/v1/instances/0123?force=true", "", "", ""},
+		{"POST", "/v1/instances/0123/actions", typeJSON, "", `{"action":"pause"}`},
+		{"GET", "/v1/instances/0123/log", "", "", ""},
+		{"GET", "/v1/operations/000000000001?wait=0&after=9223372036854775807", "", "", ""},
+		{"GET", "/v1/operations/000000000002", "", "Accept: text/event-stream", ""},
+		{"GET", "/v1/operations/000000000002", "", "Last-Event-ID: 2", ""},
+		{"DELETE", "/v1/operations/000000000001", "", "", ""},
+		{"POST", "/v1/operations", typeJSON, "", `{"kind":"verify-base","ref":"debian"}`},
+		{"PATCH", "/%2e%2e/v1//bases", "", "", "["},
+		{"GET", "/metrics", "", "Accept-Encoding: zstd, gzip", ""},
+	} {
+		f.Add(seed[0], seed[1], seed[2], seed[3], []byte(seed[4]))
+	}
+	f.Fuzz(func(t *testing.T, method, target, kind, header string, body []byte) {
+		u, err := url.ParseRequestURI(target)
+		if err != nil || strings.Contains(target, "wait") && !strings.Contains(target, "wait=0") {
+			t.Skip()
+		}
+		req, err := http.NewRequestWithContext(Local(t.Context()), method, u.String(), bytes.NewReader(body))
+		if err != nil {
+			t.Skip()
+		}
+		if kind != "" {
+			req.Header.Set("Content-Type", kind)
+		}
+		if name, value, ok := strings.Cut(header, ": "); ok {
+			req.Header.Set(name, value)
+		}
+		fake := newFake()
+		fake.ops = []api.Operation{
+			{ID: "000000000001", State: api.OperationRunning, Kind: api.KindRun, Version: 1},
+			{ID: "000000000002", State: api.OperationDone, Kind: api.KindRun, Version: 2},
+		}
+		fake.uploads["upload-0000"] = &upload{Upload: api.Upload{ID: "upload-0000", Size: 10}}
+		if wantsEvents(req) && strings.Contains(target, "1") {
+			t.Skip() // a stream of what never ends
+		}
+		h := New(Config{Service: fake})
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, req)
+		if rec.Code >= 500 {
+			t.Fatalf("%s %s: %d %s", method, target, rec.Code, rec.Body)
+		}
+		if rec.Code >= 400 && rec.Code != http.StatusPreconditionFailed {
+			var p problem
+			if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil || p.Status != rec.Code || p.Detail == "" {
+				t.Fatalf("%s %s: %d %s", method, target, rec.Code, rec.Body)
+			}
+		}
+		if begun := len(fake.calls); begun > 0 && rec.Code != http.StatusAccepted {
+			t.Fatalf("%s %s: %d, but %d operations were begun", method, target, rec.Code, begun)
+		}
+		if n := len(h.(*server).slots); n != 0 {
+			t.Fatalf("%d slots are still taken", n)
+		}
+	})
+}
