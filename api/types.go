@@ -151,7 +151,21 @@ type Run struct {
 	// the image's touch profile: later instances get these pages first. The instance has a
 	// mount of its own, where reads take longer. It needs a probe.
 	Record bool `json:"record,omitempty"`
+	// Prefetch says what the mount gives the guest before it is asked for, where this run
+	// begins the mount.
+	Prefetch Prefetch `json:"prefetch,omitempty"`
 }
+
+// Prefetch names the pages that a mount gives the guest before it is asked for them.
+type Prefetch string
+
+// The choices for Run.Prefetch.
+const (
+	PrefetchAuto    Prefetch = ""        // by profile, else the overlays' memory if they are on this host
+	PrefetchNone    Prefetch = "none"    // nothing
+	PrefetchOverlay Prefetch = "overlay" // what the overlays hold of memory, whatever a profile says
+	PrefetchProfile Prefetch = "profile" // by profile; without one nothing
+)
 
 // CreateOverlay asks for an overlay of a running instance.
 type CreateOverlay struct {

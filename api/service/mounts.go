@@ -31,8 +31,9 @@ func (s *Service) mountPath(key string, parts ...string) string {
 
 // mount makes sure that the launch image is mounted. A record that names the mount must
 // exist already, or the mount may be ended again.
-func (s *Service) mount(ctx context.Context, l *launchImage, key string) error {
+func (s *Service) mount(ctx context.Context, l *launchImage, key string, prefetch api.Prefetch) error {
 	spec := l.spec(s.mountPath(key, "fs"), s.cfg.MountMemory)
+	spec.Prefetch = prefetch
 	spec.Record, spec.Profile = isRecording(key), s.profilePath(spec.Image)
 	spec.Socket, spec.Alive = s.mountPath(key, "control"), s.mountPath(key, "alive")
 	lk, err := s.lockMount(ctx, key)

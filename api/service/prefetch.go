@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"cloudlet/api"
 	"cloudlet/fusefs"
 	"cloudlet/overlay"
 )
@@ -30,7 +31,12 @@ func prefetch(ctx context.Context, spec MountSpec, im *overlay.Image, srv *fusef
 	if err != nil {
 		log.Warn("the touch profile cannot be used", "err", err)
 	}
-	if profile == nil && !im.Local() {
+	switch {
+	case spec.Prefetch == api.PrefetchNone, spec.Prefetch == api.PrefetchProfile && profile == nil:
+		return
+	case spec.Prefetch == api.PrefetchOverlay:
+		profile = nil
+	case profile == nil && !im.Local():
 		return // what is far away is fetched when it is asked for
 	}
 	room, err := procNumber("/proc/meminfo", "MemAvailable:")

@@ -65,6 +65,11 @@ func (s *Service) newSynthesis(ctx context.Context, caller Caller, req api.Run, 
 	if err := errors.Join(s.checkName(req.Name), s.checkInstanceName(req.Name), checkProbe(req.Probe), checkTime("timeout", req.Timeout)); err != nil {
 		return nil, err
 	}
+	switch req.Prefetch {
+	case api.PrefetchAuto, api.PrefetchNone, api.PrefetchOverlay, api.PrefetchProfile:
+	default:
+		return nil, invalid("prefetch", "prefetch %.50q is not known", req.Prefetch).Fix("use %s, %s or %s, or leave it out", api.PrefetchNone, api.PrefetchOverlay, api.PrefetchProfile)
+	}
 	if req.Record && req.Probe == nil {
 		return nil, invalid("record", "a touch profile ends with the answer to a probe").Fix("give a probe as well")
 	}
@@ -131,7 +136,7 @@ func (s *Service) run(ctx context.Context, j *synthesis, made func(id string)) (
 			err = errors.Join(s.spaceError(err), s.undo(r))
 		}
 	}()
-	vm, err := s.resume(ctx, r, l, j.machine, j.forwards, req.Paused, t)
+	vm, err := s.resume(ctx, r, l, j.machine, j.forwards, req.Prefetch, req.Paused, t)
 	if err != nil {
 		return in, err
 	}
@@ -204,7 +209,7 @@ func (s *Service) machineOf(ctx context.Context, l *launchImage) (m vmm.Machine,
 }
 
 // resume mounts the image and resumes a VM on it.
-func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.Machine, forwards []vmm.Forward, paused bool, t *timeline) (*vmm.VM, error) {
+func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.Machine, forwards []vmm.Forward, prefetch api.Prefetch, paused bool, t *timeline) (*vmm.VM, error) {
 	state, err := l.image.State()
 	if err != nil {
 		return nil, err
@@ -218,7 +223,7 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused,
 		Ready: func(ctx context.Context) error {
 			defer t.mark("mounted")
-			return s.mount(ctx, l, r.Mount)
+			return s.mount(ctx, l, r.Mount, prefetch)
 		},
 	}
 	if m.Kernel {

@@ -20,16 +20,17 @@ import (
 
 // MountSpec tells a mount process what to serve and where.
 type MountSpec struct {
-	Image   string   `json:"image"` // id
-	Base    string   `json:"base"`  // folder
-	Links   []link   `json:"overlays"`
-	Hold    []string `json:"hold"`              // folders of the store that must stay while it lives
-	Dir     string   `json:"dir"`               // mountpoint
-	Socket  string   `json:"control,omitempty"` // control socket
-	Profile string   `json:"profile,omitempty"` // file of the image's touch profile, which need not exist
-	Record  bool     `json:"record,omitempty"`  // record a touch profile, and push nothing
-	Alive   string   `json:"alive,omitempty"`   // file whose lock the process holds for life
-	Memory  int64    `json:"memory_limit"`      // bytes that the process should stay below, beside its indexes; 0: no limit
+	Image    string       `json:"image"` // id
+	Base     string       `json:"base"`  // folder
+	Links    []link       `json:"overlays"`
+	Hold     []string     `json:"hold"`              // folders of the store that must stay while it lives
+	Dir      string       `json:"dir"`               // mountpoint
+	Socket   string       `json:"control,omitempty"` // control socket
+	Profile  string       `json:"profile,omitempty"` // file of the image's touch profile, which need not exist
+	Prefetch api.Prefetch `json:"prefetch,omitempty"`
+	Record   bool         `json:"record,omitempty"` // record a touch profile, and push nothing
+	Alive    string       `json:"alive,omitempty"`  // file whose lock the process holds for life
+	Memory   int64        `json:"memory_limit"`     // bytes that the process should stay below, beside its indexes; 0: no limit
 
 	// Starter, if not nil, is the mount's lock as inherited from the starter; it is closed
 	// once Alive is locked, so that there is no moment in which the mount seems dead.
