@@ -177,7 +177,13 @@ func TestRedirects(t *testing.T) {
 func TestAllowInMount(t *testing.T) {
 	s := newService(t)
 	id, content := overlayBytes(t, s)
+	var asked []string
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Path)
+		if r.URL.Path == "/ok/away" {
+			http.Redirect(w, r, "/secret", http.StatusFound)
+			return
+		}
 		w.Header().Set("ETag", `"1"`)
 		http.ServeContent(w, r, "o", time.Time{}, strings.NewReader(string(content)))
 	}))
@@ -222,4 +228,20 @@ func TestAllowInMount(t *testing.T) {
 	require.Equal(t, api.OperationDone, awaitEnd(t, s, op.ID).State)
 	_, err = s.Submit(t.Context(), remote, api.ImportOverlay{Source: web.URL + "/other"})
 	require.Equal(t, api.Invalid, api.CodeOf(err))
+	// What is allowed leads to what is not: every kind of operation stops there.
+	ref := web.URL + "/ok/away"
+	for _, req := range []any{
+		api.ImportOverlay{Source: ref}, api.ImportBase{Source: ref}, VerifyOverlay{api.Verify{Ref: ref}},
+		api.Run{Ref: ref}, api.Profile{Ref: ref, Probes: []api.Probe{{Port: 80}}},
+	} {
+		op, err := s.Submit(t.Context(), remote, req)
+		require.NoError(t, err)
+		end := awaitEnd(t, s, op.ID)
+		require.Equal(t, api.OperationFailed, end.State, "%T", req)
+		require.Equal(t, api.Invalid, end.Error.Code, "%T: %v", req, end.Error)
+		require.Contains(t, end.Error.Detail, "/secret", "%T", req)
+	}
+	_, err = s.OverlayFor(t.Context(), remote, ref)
+	require.Equal(t, api.Invalid, api.CodeOf(err))
+	require.NotContains(t, asked, "/secret")
 }

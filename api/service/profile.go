@@ -99,7 +99,10 @@ func (s *Service) submitProfile(ctx context.Context, t *task, req api.Profile) e
 	}
 	trial := func(ctx context.Context, probe api.Probe) (*synthesis, error) {
 		run := api.Run{Ref: at.source, Probe: &probe, Timeout: req.Timeout, Record: true}
-		return s.newSynthesis(ctx, Caller{Local: true}, run, &timeline{start: time.Now()})
+		if at.id != "" {
+			run.Ref = at.id
+		}
+		return s.newSynthesis(ctx, t.caller, run, &timeline{start: time.Now()})
 	}
 	for _, probe := range req.Probes {
 		j, err := trial(ctx, probe)
