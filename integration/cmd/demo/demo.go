@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/client"
 	"cloudlet/integration/appguest"
 	"cloudlet/vmm"
 
@@ -38,6 +39,8 @@ type demo struct {
 	// machine is the base's, for the ways that start QEMU themselves.
 	machine vmm.Machine
 	round   int // the present one; it chooses the request
+	// daemon is the service that the instances are asked of.
+	daemon *client.Client
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
@@ -60,6 +63,11 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
+	stop, err := d.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	r, err := d.measure(ctx)
 	if err != nil {
 		return err

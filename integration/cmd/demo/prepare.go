@@ -12,6 +12,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/integration/appguest"
+	"cloudlet/overlay"
 	"cloudlet/vmm"
 
 	"golang.org/x/sync/errgroup"
@@ -24,7 +25,8 @@ type prepared struct {
 	Overlay    string `json:"overlay"`
 	Token      string `json:"token"` // of the launch VM: every answer must carry it
 	Size       int64  `json:"overlay_bytes"`
-	Plain      bool   `json:"plain"` // the launch image as plain files is complete
+	Profiled   bool   `json:"profiled"` // the overlay in the store is packed by its profile
+	Plain      bool   `json:"plain"`    // the launch image as plain files is complete
 	EagerBytes int64  `json:"eager_bytes"`
 }
 
@@ -50,6 +52,11 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	strategy, err := overlay.ParseStrategy("")
+	if err != nil {
+		return err
+	}
+	key += fmt.Sprintf(" %+v", strategy)
 	if b, err := os.ReadFile(d.path("prepared.json")); err == nil && json.Unmarshal(b, &d.made) != nil {
 		d.made = prepared{}
 	}
@@ -62,7 +69,7 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	for _, step := range []func(context.Context) error{d.makeBase, d.makeLaunch, d.makePlain, d.makeEager} {
+	for _, step := range []func(context.Context) error{d.makeBase, d.makeLaunch, d.makeProfile, d.makePlain, d.makeEager} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -127,6 +134,26 @@ func (d *demo) makeLaunch(ctx context.Context) error {
 	d.made.Overlay, d.made.Token, d.made.Size = o.ID, a.Token, o.Size
 	d.say("overlay: %.1f MiB in %.1f s; the guest stood still for %.0f ms", mib(o.Size), o.Took, 1000*o.Pause)
 	return d.cloudlet(ctx, nil, "rm", "--force", in.ID)
+}
+
+// profileWindow is the request of the profile; the rounds make those below it.
+const profileWindow = appguest.Windows - 1
+
+// makeProfile records a touch profile with a request that no round makes, and packs the
+// overlay by it.
+func (d *demo) makeProfile(ctx context.Context) error {
+	if d.made.Profiled {
+		return nil
+	}
+	request := fmt.Sprintf("%d/?window=%d", appguest.Port, profileWindow)
+	d.say("profile: a trial run, then the overlay is packed by it")
+	var o api.ProfiledOverlay
+	if err := d.cloudlet(ctx, &o, "overlay", "profile", d.made.Overlay, "--probe", request, "--fresh", "--repack"); err != nil {
+		return err
+	}
+	d.made.Profiled, d.made.Size = true, o.Size
+	d.say("profile: %d pages of memory, %d of disk; the overlay has %.1f MiB", o.MemoryPages, o.DiskPages, mib(o.Size))
+	return nil
 }
 
 // makePlain writes the launch image as plain files: what the floor resumes from.

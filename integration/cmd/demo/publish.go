@@ -47,9 +47,9 @@ func markdown(rows []way, r *results) string {
 		v := r.All[w.key]
 		fmt.Fprintf(&b, "| %s | %.2f | %.2f to %.2f |\n", w.text, median(v), slices.Min(v), slices.Max(v))
 	}
-	fmt.Fprintf(&b, "\nThe overlay has %.1f MiB, the eager way's files %.1f MiB. Before the first answer the mount had served\n"+
-		"%.1f MiB of memory and %.1f MiB of disk; a second instance read %.2f MiB more. %s.\n",
-		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryRead), mib(r.DiskRead), mib(r.SecondRead), r.Host)
+	fmt.Fprintf(&b, "\nThe overlay has %.1f MiB, the eager way's files %.1f MiB. By its profile the mount pushed %.1f MiB of memory before the guest\n"+
+		"asked, and served %.1f MiB of memory and %.1f MiB of disk on demand; a second instance read %.2f MiB more. %s.\n",
+		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryPushed), mib(r.MemoryRead), mib(r.DiskRead), mib(r.SecondRead), r.Host)
 	return b.String()
 }
 

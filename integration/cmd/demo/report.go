@@ -16,24 +16,27 @@ var errMissed = errors.New("a target was missed")
 
 // results are the figures of a demo: medians in seconds, sizes in bytes, and all values.
 type results struct {
-	FirstResponse     float64              `json:"first_response_s"`
-	FirstResponseCold float64              `json:"first_response_cold_s"`
-	Floor             float64              `json:"floor_s"`
-	Eager             float64              `json:"eager_s"`
-	OwnEager          float64              `json:"own_eager_s"`
-	ColdBoot          float64              `json:"cold_boot_s"`
-	SecondInstance    float64              `json:"second_instance_s"`
-	ThirdInstance     float64              `json:"third_instance_s"`
-	OverlayBytes      int64                `json:"overlay_bytes"`
-	EagerBytes        int64                `json:"eager_bytes"`
-	MemoryRead        int64                `json:"memory_bytes_read"`  // of the mount, before the first answer
-	DiskRead          int64                `json:"disk_bytes_read"`    // the same
-	OverlayRead       int64                `json:"overlay_bytes_read"` // of the overlay, before the first answer
-	SecondRead        int64                `json:"second_instance_bytes_read"`
-	Rounds            int                  `json:"rounds"`
-	Host              string               `json:"host"`
-	All               map[string][]float64 `json:"all_s"`
-	reads             map[string][]int64
+	FirstResponse float64 `json:"first_response_s"`
+	// With the touch profile, recorded with another request in another run.
+	FirstResponseProfile float64              `json:"first_response_profile_s"`
+	FirstResponseCold    float64              `json:"first_response_cold_s"`
+	Floor                float64              `json:"floor_s"`
+	Eager                float64              `json:"eager_s"`
+	OwnEager             float64              `json:"own_eager_s"`
+	ColdBoot             float64              `json:"cold_boot_s"`
+	SecondInstance       float64              `json:"second_instance_s"`
+	ThirdInstance        float64              `json:"third_instance_s"`
+	OverlayBytes         int64                `json:"overlay_bytes"`
+	EagerBytes           int64                `json:"eager_bytes"`
+	MemoryRead           int64                `json:"memory_bytes_read"`   // of the mount, before the first answer
+	MemoryPushed         int64                `json:"memory_bytes_pushed"` // by the mount, before the guest asked
+	DiskRead             int64                `json:"disk_bytes_read"`     // the same
+	OverlayRead          int64                `json:"overlay_bytes_read"`  // of the overlay, before the first answer
+	SecondRead           int64                `json:"second_instance_bytes_read"`
+	Rounds               int                  `json:"rounds"`
+	Host                 string               `json:"host"`
+	All                  map[string][]float64 `json:"all_s"`
+	reads                map[string][]int64
 }
 
 func newResults(d *demo) *results {
@@ -59,6 +62,7 @@ func mib(n int64) float64 { return float64(n) / (1 << 20) }
 // report prints the table and the targets and writes the files.
 func (d *demo) report(ctx context.Context, r *results) error {
 	r.FirstResponse, r.FirstResponseCold, r.Floor = median(r.All["lazy"]), median(r.All["cold"]), median(r.All["floor"])
+	r.FirstResponseProfile = median(r.All["profile"])
 	r.Eager, r.OwnEager, r.ColdBoot = median(r.All["eager"]), median(r.All["own eager"]), median(r.All["cold boot"])
 	r.SecondInstance, r.ThirdInstance = median(r.All["second"]), median(r.All["third"])
 	r.SecondRead = slices.Max(r.reads["second"])
@@ -69,13 +73,13 @@ func (d *demo) report(ctx context.Context, r *results) error {
 	r.Host = host(h.QEMU, d.machine.Accelerator)
 
 	rows := d.rows()
-	fmt.Printf("\nSeconds from the command to the first right answer: median of %d rounds (least to most)\n", r.Rounds)
+	fmt.Printf("\nSeconds from the request to the first right answer: median of %d rounds (least to most)\n", r.Rounds)
 	for _, w := range rows {
 		v := r.All[w.key]
 		fmt.Printf("  %-50s %7.2f  (%.2f to %.2f)\n", w.text, median(v), slices.Min(v), slices.Max(v))
 	}
-	fmt.Printf("\noverlay %.1f MiB (eager's %.1f MiB); before the first answer the mount served %.1f MiB of memory\nand %.1f MiB of disk from %.1f MiB of the overlay; a second instance read %.2f MiB\n\n",
-		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryRead), mib(r.DiskRead), mib(r.OverlayRead), mib(r.SecondRead))
+	fmt.Printf("\noverlay %.1f MiB (eager's %.1f MiB); before the first answer the mount served %.1f MiB of memory\n(and pushed %.1f MiB) and %.1f MiB of disk from %.1f MiB of the overlay; a second instance read %.2f MiB\n\n",
+		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryRead), mib(r.MemoryPushed), mib(r.DiskRead), mib(r.OverlayRead), mib(r.SecondRead))
 	missed := r.judge()
 	if err := writeJSON(d.out, r); err != nil {
 		return err
@@ -98,7 +102,7 @@ func (d *demo) report(ctx context.Context, r *results) error {
 // rows are the ways in the order of the table, the siblings of the first among them.
 func (d *demo) rows() []way {
 	w := d.ways()
-	return slices.Concat(w[:2], []way{{key: "second", text: "a second instance of the same launch"}, {key: "third", text: "a third instance"}}, w[2:])
+	return slices.Concat(w[:3], []way{{key: "second", text: "a second instance of the same launch"}, {key: "third", text: "a third instance"}}, w[3:])
 }
 
 // judge prints target, measured, and pass or miss.
@@ -109,7 +113,8 @@ func (r *results) judge() (missed bool) {
 		most           bool // the target is the most, else the least
 		unit           string
 	}{
-		{"first response, warm", r.Floor + 0.5, r.FirstResponse, true, "s (floor + 0.5)"},
+		{"first response, no profile yet", r.Floor + 0.4, r.FirstResponse, true, "s (floor + 0.4)"},
+		{"first response, by profile", r.Floor + 0.1, r.FirstResponseProfile, true, "s (floor + 0.1)"},
 		{"times sooner than eager", 8, r.Eager / r.FirstResponse, false, ""},
 		{"second instance", slices.Max(r.All["floor"]), r.SecondInstance, true, "s (spread of the floor)"},
 		{"second instance reads", 1, mib(r.SecondRead), true, "MiB"},
@@ -154,7 +159,7 @@ func picture(rows []way, r *results) string {
 	for i, w := range rows {
 		v, y := r.All[w.key], top+height*i
 		colour := "#9aa5b1"
-		if slices.Contains([]string{"lazy", "cold", "second", "third"}, w.key) {
+		if slices.Contains([]string{"lazy", "profile", "cold", "second", "third"}, w.key) {
 			colour = "#2f6fb7"
 		}
 		x := func(s float64) float64 { return left + s/most*width }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/client"
 	"cloudlet/integration/appguest"
 	"cloudlet/vmm"
 
@@ -33,8 +34,9 @@ func (d *demo) ways() []way {
 	state := []string{d.path("state", "bases"), d.path("state", "overlays")}
 	plain := []string{d.path("plain")}
 	return []way{
-		{"lazy", "lazy synthesis from the overlay", state, d.lazy},
-		{"cold", "lazy synthesis, nothing in the page cache", nil, d.lazy},
+		{"lazy", "lazy synthesis, the first of this overlay", append([]string{d.path("app.overlay")}, state...), d.lazy(d.path("app.overlay"))},
+		{"profile", "lazy synthesis by its touch profile", state, d.lazy(d.made.Overlay)},
+		{"cold", "the same, nothing in the page cache", nil, d.lazy(d.made.Overlay)},
 		{"floor", "floor: resume from plain files", plain, d.floor},
 		{"own eager", "own eager: decode the whole overlay, then resume", state, d.ownEager},
 		{"eager", "eager: xz -d, xdelta3 -d, then resume", []string{d.path("eager"), state[0]}, d.eager},
@@ -70,7 +72,7 @@ func (d *demo) once(ctx context.Context, w way, r *results) error {
 	}
 	start := time.Now()
 	return w.run(ctx, func(address string) error {
-		window := d.round % appguest.Windows
+		window := d.round % profileWindow
 		token := d.made.Token
 		if w.key == "cold boot" {
 			token = "" // the application starts anew and draws another
@@ -87,20 +89,34 @@ func (d *demo) once(ctx context.Context, w way, r *results) error {
 	})
 }
 
-// lazy is the program itself: the clock starts at the command.
-func (d *demo) lazy(ctx context.Context, answered func(string) error) error {
-	return d.instance(ctx, answered, nil)
+// lazy is the program itself: the clock starts at the request to the daemon. The overlay in
+// the store has a profile; the file is the one before that, and is used as if there were none.
+func (d *demo) lazy(ref string) func(context.Context, func(string) error) error {
+	return func(ctx context.Context, answered func(string) error) error {
+		return d.instance(ctx, ref, answered, nil)
+	}
 }
 
 // instance runs the overlay, hands the address to answered, then the instance to look, and
 // removes it.
-func (d *demo) instance(ctx context.Context, answered func(string) error, look func(api.Instance) error) (err error) {
-	var in api.Instance
-	if err := d.cloudlet(ctx, &in, "run", d.made.Overlay, "-p", fmt.Sprint(appguest.Port)); err != nil {
+func (d *demo) instance(ctx context.Context, ref string, answered func(string) error, look func(api.Instance) error) (err error) {
+	run := api.Run{Ref: ref, Forwards: []api.Forward{{Guest: appguest.Port}}}
+	if ref != d.made.Overlay {
+		run.Prefetch = api.PrefetchOverlay
+	}
+	op, err := d.daemon.Run(ctx, run)
+	if err == nil {
+		op, err = d.daemon.Wait(ctx, op, nil)
+	}
+	if err != nil {
+		return err
+	}
+	in, err := client.Result[api.Instance](op)
+	if err != nil {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, d.cloudlet(context.WithoutCancel(ctx), nil, "rm", "--force", in.ID))
+		err = errors.Join(err, d.daemon.DeleteInstance(context.WithoutCancel(ctx), in.ID, true))
 	}()
 	if err := answered(in.Endpoints[0].Address); err != nil || look == nil {
 		return err
@@ -111,8 +127,8 @@ func (d *demo) instance(ctx context.Context, answered func(string) error, look f
 // siblings measures a second and a third instance beside a first, and what each reads.
 func (d *demo) siblings(ctx context.Context, r *results) error {
 	read := func() (*api.Mount, error) {
-		var list []api.Instance
-		if err := d.cloudlet(ctx, &list, "ps"); err != nil {
+		list, err := d.daemon.Instances(ctx, false)
+		if err != nil {
 			return nil, err
 		}
 		return list[0].Mount, nil
@@ -120,8 +136,8 @@ func (d *demo) siblings(ctx context.Context, r *results) error {
 	if err := d.setCache(d.ways()[0].from); err != nil {
 		return err
 	}
-	window := d.round % appguest.Windows
-	return d.instance(ctx, func(address string) error {
+	window := d.round % profileWindow
+	return d.instance(ctx, d.made.Overlay, func(address string) error {
 		_, err := firstAnswer(ctx, address, window, d.made.Token)
 		return err
 	}, func(api.Instance) error {
@@ -129,10 +145,10 @@ func (d *demo) siblings(ctx context.Context, r *results) error {
 		if err != nil {
 			return err
 		}
-		r.MemoryRead, r.DiskRead, r.OverlayRead = before.MemoryBytes, before.DiskBytes, before.Fetched
+		r.MemoryRead, r.MemoryPushed, r.DiskRead, r.OverlayRead = before.MemoryBytes, before.MemoryPushed, before.DiskBytes, before.Fetched
 		for _, key := range []string{"second", "third"} {
 			start := time.Now()
-			err := d.instance(ctx, func(address string) error {
+			err := d.instance(ctx, d.made.Overlay, func(address string) error {
 				if _, err := firstAnswer(ctx, address, window, d.made.Token); err != nil {
 					return err
 				}
@@ -143,7 +159,7 @@ func (d *demo) siblings(ctx context.Context, r *results) error {
 			}, func(api.Instance) error {
 				after, err := read()
 				if err == nil && d.round > 0 {
-					r.addRead(key, after.MemoryBytes+after.DiskBytes-before.MemoryBytes-before.DiskBytes)
+					r.addRead(key, after.MemoryBytes+after.MemoryPushed+after.DiskBytes-before.MemoryBytes-before.MemoryPushed-before.DiskBytes)
 					before = after
 				}
 				return err
