@@ -41,6 +41,7 @@ var outside = map[string]string{
 	"github.com/klauspost/compress": "overlay",
 	"github.com/spf13":              "cmd",
 	"github.com/vbauerster/mpb":     "cmd",
+	"github.com/prometheus":         "api/rest",
 }
 
 type listed struct {
