@@ -90,16 +90,25 @@ func (c *Client) Follow(ctx context.Context, op api.Operation, watch func(api.Op
 			return op, context.Cause(ctx)
 		case api.CodeOf(err) != api.Unavailable:
 			return op, err
+		case answered(err): // it has no room for one more at the moment
+			gone = time.Time{}
 		case gone.IsZero():
 			gone = time.Now()
 		case time.Since(gone) > gonePatience:
-			return op, fmt.Errorf("follow operation %s: %w", op.ID, err)
+			return op, api.Errorf(api.Unavailable, "operation %s goes on, or has ended, without us: %w", op.ID, err).
+				Fix("ask for it when the service can be reached again: cloudlet op wait %s", op.ID)
 		}
 		if err := sleep(ctx, 4*firstPause); err != nil {
 			return op, err
 		}
 	}
 	return op, nil
+}
+
+// answered says of an error whether the service gave it.
+func answered(err error) bool {
+	var e *api.Error
+	return errors.As(err, &e) && e.Err == nil
 }
 
 // stream follows an operation by server-sent events until its end, or that of the stream.

@@ -181,3 +181,26 @@ func TestEvents(t *testing.T) {
 	require.Error(t, read("event: operation\ndata: nonsense\n\n"))
 	require.Error(t, read("data: "+strings.Repeat("x", maxEvent)))
 }
+
+// TestWaitBusy: a service that has no room at the moment is asked again.
+func TestWaitBusy(t *testing.T) {
+	w := newWorker()
+	first, _ := w.now()
+	asked := 0
+	l := NewLocal(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if asked++; asked < 4 {
+			refuse(rw, http.StatusServiceUnavailable, api.Error{Code: api.Unavailable, Detail: "512 requests are under way"})
+			return
+		}
+		w.ServeHTTP(rw, r)
+	}))
+	defer l.Close()
+	c, err := New(Options{Server: "http://here", Transport: l})
+	require.NoError(t, err)
+	w.set(func(op *api.Operation) { op.State = api.OperationDone })
+	op, err := c.Wait(t.Context(), first, nil)
+	require.NoError(t, err)
+	require.Equal(t, api.OperationDone, op.State)
+	require.True(t, answered(&api.Error{}))
+	require.False(t, answered(c.unreachable(context.DeadlineExceeded)))
+}

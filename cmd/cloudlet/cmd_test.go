@@ -84,6 +84,17 @@ func TestErrorsAsJSON(t *testing.T) {
 	require.NotEmpty(t, e.Remedy)
 }
 
+// TestErrorsInOthers: what commands add to an error of the service is said, and its remedy once.
+func TestErrorsInOthers(t *testing.T) {
+	err := fmt.Errorf("write x: %w", api.Errorf(api.Unavailable, "no space").Fix("make some"))
+	var out bytes.Buffer
+	(&environment{stderr: &out}).fail(err)
+	require.Equal(t, "cloudlet: write x: no space\n  remedy: make some\n", out.String())
+	out.Reset()
+	(&environment{stderr: &out, json: true}).fail(err)
+	require.JSONEq(t, `{"code":"unavailable","detail":"write x: no space","remedy":"make some"}`, out.String())
+}
+
 // TestHelp: every command explains itself and none panics.
 func TestHelp(t *testing.T) {
 	env := &environment{getenv: func(string) string { return "" }, stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}

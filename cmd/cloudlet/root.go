@@ -82,7 +82,12 @@ func run(ctx context.Context, env *environment) int {
 // fail prints an error: what, and what to do.
 func (env *environment) fail(err error) {
 	var e *api.Error
-	if errors.As(err, &e) && env.json {
+	if errors.As(err, &e) {
+		whole := *e
+		whole.Detail = strings.Replace(err.Error(), e.Error(), e.Detail, 1) // with what was added to e
+		e = &whole
+	}
+	if e != nil && env.json {
 		json.NewEncoder(env.stderr).Encode(e) // nothing is left to do if this fails
 		return
 	}

@@ -3,19 +3,28 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/client"
 
 	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
@@ -233,6 +242,63 @@ func TestDaemon(t *testing.T) {
 	require.Equal(t, text, again)
 }
 
+// TestServeTLS serves TCP with a certificate, and nothing without TLS there.
+func TestServeTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key, pool := certificate(t)
+	log, stop := daemon(t, dir, nil, "--listen", "0.0.0.0:0", "--tls-cert", cert, "--tls-key", key, "-v")
+	port := regexp.MustCompile(`network=tcp address=\S*:(\d+)`).FindStringSubmatch(log.String())[1]
+	token, err := readToken(filepath.Join(dir, "tokens"))
+	require.NoError(t, err)
+	for _, h2 := range []bool{false, true} {
+		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: h2}
+		c, err := client.New(client.Options{Server: "https://127.0.0.1:" + port, Token: token, Transport: transport})
+		require.NoError(t, err)
+		list, err := c.Bases(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, list)
+		resp, err := transport.RoundTrip(httptest.NewRequestWithContext(t.Context(), "GET", "https://127.0.0.1:"+port+"/healthz", nil))
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, h2, resp.ProtoMajor == 2)
+		c.Close()
+		transport.CloseIdleConnections()
+	}
+	code, _, stderr := cli(t, t.TempDir(), "ps", "--server", "https://127.0.0.1:"+port, "--token-file", filepath.Join(dir, "tokens"))
+	require.Equal(t, exitUnavailable, code)
+	require.Contains(t, stderr, "certificate")
+	code, _, _ = cli(t, t.TempDir(), "ps", "--server", "http://127.0.0.1:"+port, "--token-file", filepath.Join(dir, "tokens"))
+	require.NotZero(t, code)
+	require.Zero(t, stop(), log)
+
+	code, _, stderr = cli(t, dir, "serve", "--listen", "127.0.0.1:0", "--tls-cert", key, "--tls-key", cert)
+	require.NotZero(t, code)
+	require.Contains(t, stderr, "load the certificate")
+	require.NoFileExists(t, filepath.Join(dir, socketName))
+}
+
+// certificate makes a certificate for 127.0.0.1, its key, and a pool that trusts it.
+func certificate(t *testing.T) (cert, key string, pool *x509.CertPool) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	require.NoError(t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	cert, key = filepath.Join(t.TempDir(), "cert"), filepath.Join(t.TempDir(), "key")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	require.NoError(t, os.WriteFile(cert, text, 0o600))
+	require.NoError(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600))
+	pool = x509.NewCertPool()
+	require.True(t, pool.AppendCertsFromPEM(text))
+	return cert, key, pool
+}
+
 func TestServeLongPath(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("x", 110))
 	code, _, stderr := cli(t, dir, "serve")
@@ -310,4 +376,43 @@ func TestOutput(t *testing.T) {
 
 	_, err = newOutput(filepath.Join(dir, "none", "o"))
 	require.Equal(t, api.NotFound, api.CodeOf(err))
+}
+
+// TestRef: the store counts before a file of the same name, ./NAME means the file.
+func TestRef(t *testing.T) {
+	t.Chdir(t.TempDir())
+	here, err := os.Getwd()
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile("app", nil, 0o600))
+	require.NoError(t, os.Mkdir("folder", 0o700))
+	stored := func(names ...string) func(context.Context, string) error {
+		return func(_ context.Context, ref string) error {
+			if slices.Contains(names, ref) {
+				return nil
+			}
+			return api.Errorf(api.NotFound, "no %s", ref)
+		}
+	}
+	s := &session{}
+	for _, tt := range []struct{ ref, want string }{
+		{"app", here + "/app"}, {"./app", here + "/app"}, {"folder", "folder"}, {"none", "none"}, {"./none", here + "/none"},
+		{"/a/b", "/a/b"}, {"http://h/app", "http://h/app"}, {"file:///app", "file:///app"},
+	} {
+		got, err := s.ref(t.Context(), tt.ref, stored(), stored())
+		require.NoError(t, err)
+		require.Equal(t, tt.want, got)
+	}
+	got, err := s.ref(t.Context(), "app", stored(), stored("app"))
+	require.NoError(t, err)
+	require.Equal(t, "app", got)
+	got, err = s.ref(t.Context(), "app", func(context.Context, string) error { return api.Errorf(api.Damaged, "broken") })
+	require.NoError(t, err)
+	require.Equal(t, "app", got, "it is in the store, whatever is wrong with it")
+
+	s.remote = "http://elsewhere"
+	_, err = s.ref(t.Context(), "app", stored())
+	require.ErrorContains(t, err, "does not see app")
+	got, err = s.ref(t.Context(), "none", stored())
+	require.NoError(t, err)
+	require.Equal(t, "none", got)
 }
