@@ -122,6 +122,23 @@ func TestServiceRuns(t *testing.T) {
 	}
 	require.Equal(t, 8, cancelled)
 
+	// A stop leaves VMs running, also one whose first answer is awaited; the next start goes on.
+	op, err = s.Submit(t.Context(), local, api.Run{Ref: file, Probe: &api.Probe{Port: 9, Path: "/"}})
+	require.NoError(t, err)
+	eventually(t, "it runs", func() bool {
+		list := l.list()
+		return len(list) == 2 && list[1].State == api.Running
+	})
+	closeNow(t, s)
+	require.Len(t, l.list(), 2)
+	s = l.daemon()
+	still, err := s.Operation(t.Context(), op.ID)
+	require.NoError(t, err)
+	require.Equal(t, api.OperationRunning, still.State)
+	still, err = s.CancelOperation(t.Context(), op.ID)
+	require.NoError(t, err)
+	require.Equal(t, api.OperationCancelled, still.State)
+	require.Len(t, l.list(), 1)
 	closeNow(t, s)
 	// A daemon that was killed while it waited for the first answer left this behind.
 	left := api.Operation{

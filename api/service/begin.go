@@ -108,7 +108,7 @@ func (s *Service) enlist(op *operation) error {
 
 // strike gives the place up. An operation whose end could not be written stays known here.
 func (s *Service) strike(op *operation) {
-	op.work()
+	op.work(nil)
 	s.mu.Lock()
 	if op.unsaved {
 		s.unsaved++

@@ -225,7 +225,7 @@ func (s *Service) takeUp(ctx context.Context, r operationRecord, lk *lock) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		op.work()
+		op.work(nil)
 		lk.unlock() // for the next daemon
 		return
 	}
@@ -275,7 +275,11 @@ func (s *Service) runAgain(ctx context.Context, r operationRecord, req api.Run, 
 	if err != nil {
 		return out, err
 	}
-	return s.firstAnswer(ctx, in, vm, req, &timeline{start: r.Created, events: in.Timeline, report: op.progress})
+	out, err = s.firstAnswer(ctx, in, vm, req, &timeline{start: r.Created, events: in.Timeline, report: op.progress})
+	if err != nil && !(req.Keep && ctx.Err() == nil) && !errors.Is(context.Cause(ctx), errStopping) {
+		err = errors.Join(err, s.undo(in))
+	}
+	return out, err
 }
 
 // adopt looks at all living instances, so that those which ended while nobody looked are

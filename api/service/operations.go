@@ -5,8 +5,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -34,11 +36,11 @@ type operationRecord struct {
 // operation is one that this process works on.
 type operation struct {
 	lock    *lock
-	work    context.CancelFunc // ends the work
-	poke    chan struct{}      // show the change now
-	ready   chan struct{}      // ActionReady
-	stopped chan struct{}      // of the work: no more changes
-	unsaved bool               // its end is not on disk; guarded by the Service
+	work    context.CancelCauseFunc // ends the work
+	poke    chan struct{}           // show the change now
+	ready   chan struct{}           // ActionReady
+	stopped chan struct{}           // of the work: no more changes
+	unsaved bool                    // its end is not on disk; guarded by the Service
 
 	mu        sync.Mutex
 	record    operationRecord
@@ -51,7 +53,7 @@ type operation struct {
 // newOperation returns an operation and the context of its work, which outlives that of the
 // request, and ends with the work, by CancelOperation or by Close.
 func newOperation(ctx context.Context, r operationRecord) (*operation, context.Context) {
-	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	return &operation{
 		record: r, work: cancel, poke: make(chan struct{}, 1), ready: make(chan struct{}, 1),
 		stopped: make(chan struct{}), changed: make(chan struct{}),
@@ -73,15 +75,57 @@ func (s *Service) start(ctx context.Context, op *operation, work func(context.Co
 	shown.Go(func() { s.show(op) })
 	go func() {
 		defer s.strike(op)
-		result, err := work(ctx, op)
-		if err != nil && ctx.Err() != nil {
-			s.log.Debug("work was cancelled", "operation", op.record.ID, "err", err)
-			err = context.Cause(ctx)
-		}
+		result, err := s.guard(ctx, op, work)
 		close(op.stopped)
 		shown.Wait()
-		s.conclude(context.WithoutCancel(ctx), op, result, err)
+		if err == nil || !errors.Is(context.Cause(ctx), errStopping) || !s.leave(op) {
+			s.conclude(context.WithoutCancel(ctx), op, result, err)
+		}
 	}()
+}
+
+// errStopping is the cause that ends the work when the service stops.
+var errStopping = fmt.Errorf("the service stops: %w", context.Canceled)
+
+// guard does the work. A panic ends the operation, not the service.
+func (s *Service) guard(ctx context.Context, op *operation, work func(context.Context, *operation) (any, error)) (result any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic", "operation", op.record.ID, "panic", p, "stack", string(debug.Stack()))
+			result, err = nil, api.Errorf(api.Internal, "a fault of this program ended the operation: %v", p).Fix("report it, with the log")
+		}
+	}()
+	result, err = work(ctx, op)
+	if err != nil && ctx.Err() != nil {
+		s.log.Debug("work was cancelled", "operation", op.record.ID, "err", err)
+		err = context.Cause(ctx)
+	}
+	return result, err
+}
+
+// leave leaves an operation to the next daemon, if that can go on with it.
+func (s *Service) leave(op *operation) bool {
+	op.mu.Lock()
+	r, cancelled := op.record, op.cancelled
+	op.mu.Unlock()
+	if !s.resumable(r) {
+		return false
+	}
+	if cancelled { // too late to end it here; the next daemon does
+		if err := os.WriteFile(s.operationPath(r.ID, "cancel"), nil, 0o600); err != nil {
+			s.log.Warn("write cancellation for the next start", "operation", r.ID, "err", err)
+		}
+	}
+	if err := replaceJSON(s.operationPath(r.ID, "record.json"), r, true); err != nil {
+		s.log.Warn("write operation for the next start", "operation", r.ID, "err", err) // an older record is there
+	}
+	s.log.Info("operation is left to the next start", "operation", r.ID, "kind", r.Kind)
+	op.lock.unlock()
+	op.mu.Lock()
+	defer op.mu.Unlock()
+	close(op.changed)
+	op.changed = nil // from here on the record is watched
+	return true
 }
 
 // show gives the changes of an operation to its watchers and to the disk, and looks whether
@@ -113,7 +157,7 @@ func (op *operation) end() {
 	op.mu.Lock()
 	op.cancelled = true
 	op.mu.Unlock()
-	op.work()
+	op.work(nil)
 }
 
 // publish gives a change its version and wakes the watchers.

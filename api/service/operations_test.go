@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -234,6 +235,53 @@ func TestCloseCancelsOrWaits(t *testing.T) {
 	require.Equal(t, api.OperationDone, r.State)
 }
 
+// TestPanic: a fault ends the operation alone.
+func TestPanic(t *testing.T) {
+	s := newService(t)
+	op, _, err := s.begin(t.Context(), task{kind: api.KindVerifyBase, req: VerifyBase{}, work: func(context.Context, *operation) (any, error) {
+		panic("ouch")
+	}})
+	require.NoError(t, err)
+	end := awaitEnd(t, s, op.ID)
+	require.Equal(t, api.OperationFailed, end.State)
+	require.Contains(t, end.Error.Detail, "ouch")
+	require.NoError(t, s.Close(t.Context()))
+}
+
+// TestStopLeavesImports: what the next daemon can begin again is not ended by a stop.
+func TestStopLeavesImports(t *testing.T) {
+	s := newService(t)
+	id, content := overlayBytes(t, s)
+	arrived, gate := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		once.Do(func() { close(arrived) })
+		select {
+		case <-gate:
+		case <-r.Context().Done():
+		}
+		w.Header().Set("ETag", `"1"`)
+		http.ServeContent(w, r, "o", time.Time{}, bytes.NewReader(content))
+	}))
+	defer web.Close()
+	daemon := reopen(t, s, func(c *Config) { c.Daemon = true })
+	op, err := daemon.Submit(t.Context(), Caller{Local: true}, api.ImportOverlay{Source: web.URL})
+	require.NoError(t, err)
+	<-arrived
+	closeNow(t, daemon)
+	now, err := s.Operation(t.Context(), op.ID)
+	require.NoError(t, err)
+	require.Equal(t, api.OperationRunning, now.State)
+	left, err := os.ReadDir(s.path("tmp"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+	close(gate)
+	daemon = reopen(t, s, func(c *Config) { c.Daemon = true })
+	require.Equal(t, api.OperationDone, awaitEnd(t, daemon, op.ID).State)
+	_, err = s.OverlayFor(t.Context(), Caller{}, id)
+	require.NoError(t, err)
+}
+
 func TestOperationsAtOnce(t *testing.T) {
 	s := reopen(t, newService(t), func(c *Config) { c.MaxOperations = 2 })
 	gate := make(chan struct{})
@@ -305,7 +353,7 @@ func left(t *testing.T, s *Service, r operationRecord) string {
 	r.ID = fmt.Sprintf("%012x", time.Now().UnixNano()&(1<<48-1))
 	r.State, r.Version, r.Created = api.OperationRunning, 3, time.Now().UTC()
 	op, _ := newOperation(t.Context(), r)
-	op.work()
+	op.work(nil)
 	require.NoError(t, s.layDown(op, Caller{}))
 	op.lock.unlock() // as the death of its process does
 	return r.ID

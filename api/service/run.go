@@ -47,6 +47,8 @@ type synthesis struct {
 	// fits is asked whether the guest's memory can be had, where that is known late.
 	fits func(ctx context.Context, memory int64) error
 
+	resumable bool // the next daemon can wait on for the first answer
+
 	// Of an image in the store; one at a URL is opened by the work.
 	image   *launchImage
 	machine vmm.Machine
@@ -145,7 +147,7 @@ func (s *Service) run(ctx context.Context, j *synthesis, made func(id string)) (
 		return in, err
 	}
 	if in, err = s.firstAnswer(ctx, r, vm, req, t); err != nil {
-		keep = req.Keep && ctx.Err() == nil
+		keep = req.Keep && ctx.Err() == nil || j.resumable && errors.Is(context.Cause(ctx), errStopping)
 	}
 	return in, err
 }

@@ -148,7 +148,8 @@ func (s *Service) begins(ctx context.Context) error {
 }
 
 // Close takes no more work and waits for the operations; those that still run when ctx ends
-// are cancelled, and Close returns when they have cleaned up. VMs and mounts live on.
+// are cancelled, or left to the next daemon where that can go on with them, and Close returns
+// when they have cleaned up. VMs and mounts live on.
 func (s *Service) Close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -164,7 +165,7 @@ func (s *Service) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		s.mu.Lock()
 		for _, op := range s.live {
-			op.work()
+			op.work(errStopping)
 		}
 		s.mu.Unlock()
 		<-done

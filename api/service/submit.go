@@ -126,6 +126,7 @@ func (s *Service) submitRun(ctx context.Context, t task, req api.Run) (api.Opera
 		return api.Operation{}, err
 	}
 	t.since, t.need = line.start, need{Memory: j.machine.Memory, Instances: 1}
+	j.resumable = s.cfg.Daemon
 	late := j.image == nil
 	t.work = func(ctx context.Context, op *operation) (any, error) {
 		line.report = op.progress
