@@ -104,6 +104,9 @@ func (o *serve) check() error {
 	if o.env.server != "" {
 		return usageError{errors.New("serve runs a service; leave --server and CLOUDLET_SERVER out")}
 	}
+	if o.maxInstances < 0 || o.drain < 0 {
+		return usageError{errors.New("--max-instances and --drain cannot be negative")}
+	}
 	for _, address := range o.listen {
 		host, _, err := net.SplitHostPort(address)
 		if err != nil {
@@ -120,7 +123,8 @@ func (o *serve) run(ctx context.Context) (err error) {
 	if err := o.check(); err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGHUP)
+	// Neither the end of a terminal nor that of whoever reads the log ends the daemon.
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	log := o.log()
 	c, err := o.env.config()
 	if err != nil {
@@ -158,7 +162,7 @@ func (o *serve) run(ctx context.Context) (err error) {
 	})
 	defer stopTelling()
 	defer stopBeating()
-	server := &rest.Server{Handler: handler, Log: log, Drain: o.drain}
+	server := &rest.Server{Handler: handler, Log: log, Drain: max(o.drain, time.Millisecond)} // 0 would mean its own
 	return server.Serve(ctx, listeners...)
 }
 

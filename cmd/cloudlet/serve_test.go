@@ -103,6 +103,8 @@ func TestServeRefuses(t *testing.T) {
 		{"open to other hosts", []string{"--listen", "[::]:7300"}},
 		{"want HOST:PORT", []string{"--listen", "7300"}},
 		{"go together", []string{"--tls-cert", "x"}},
+		{"cannot be negative", []string{"--max-instances", "-1"}},
+		{"allow", []string{"--allow-url", "nonsense"}},
 		{"leave --server", []string{"--server", "http://127.0.0.1:1"}},
 	} {
 		code, _, stderr := cli(t, t.TempDir(), append([]string{"serve"}, tt.args...)...)
