@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/api/client"
+	"cloudlet/api/service"
+)
+
+// pairsResult compares a synthesis through the API with the same call in this process. The
+// clock runs from the call until the operation is done, its probe answered.
+type pairsResult struct {
+	API       float64   `json:"api_s"`        // median
+	InProcess float64   `json:"in_process_s"` // median
+	More      float64   `json:"more_s"`       // median of the pairs' differences
+	Beside    float64   `json:"beside_s"`     // median of the API's time outside of the operation itself
+	AllAPI    []float64 `json:"all_api_s"`
+	AllInside []float64 `json:"all_in_process_s"`
+	AllBeside []float64 `json:"all_beside_s"`
+}
+
+// compare measures both ways in turn over one store, each first in every second pair.
+func (b *bench) compare(ctx context.Context, d *daemon) (err error) {
+	s, err := b.open(ctx, b.path("state"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close(ctx)) }()
+	r := &pairsResult{}
+	b.say("%d pairs of a synthesis through the API and one in process", b.pairs)
+	var more []float64
+	for pair := -1; pair < b.pairs; pair++ { // the first is not counted
+		var took [2]float64
+		for i := range took {
+			way := (i + pair + 1) % 2
+			seconds, op, err := b.synthesise(ctx, d, s, way == 0)
+			if err != nil {
+				return err
+			}
+			took[way] = seconds
+			if pair >= 0 && way == 0 {
+				r.AllBeside = append(r.AllBeside, seconds-op.Ended.Sub(op.Created).Seconds())
+			}
+		}
+		if pair >= 0 {
+			r.AllAPI, r.AllInside = append(r.AllAPI, took[0]), append(r.AllInside, took[1])
+			more = append(more, took[0]-took[1])
+		}
+	}
+	r.API, r.InProcess, r.More, r.Beside = median(r.AllAPI), median(r.AllInside), median(more), median(r.AllBeside)
+	b.r.Pairs = r
+	return nil
+}
+
+// synthesise makes an instance by the daemon or by s, and removes it the same way.
+func (b *bench) synthesise(ctx context.Context, d *daemon, s *service.Service, remote bool) (seconds float64, op api.Operation, err error) {
+	begun := time.Now()
+	if remote {
+		if op, err = d.client.Run(ctx, b.launch); err == nil {
+			op, err = d.client.Wait(ctx, op, nil)
+		}
+	} else {
+		op, err = s.Submit(ctx, service.Caller{Name: "bench", Local: true}, b.launch)
+		for err == nil && ctx.Err() == nil && !op.State.Ended() {
+			op, err = s.WaitOperation(ctx, op.ID, op.Version)
+		}
+	}
+	seconds = time.Since(begun).Seconds()
+	if err = errors.Join(err, context.Cause(ctx)); err != nil {
+		return seconds, op, err
+	}
+	in, err := client.Result[api.Instance](op)
+	if err != nil {
+		return seconds, op, err
+	}
+	if n := len(in.Timeline); n == 0 || in.Timeline[n-1].Name != "first answer" {
+		err = fmt.Errorf("instance %s is said to be there, its probe has not answered: %v", in.ID, in.Timeline)
+	}
+	if remote {
+		return seconds, op, errors.Join(err, d.client.DeleteInstance(ctx, in.ID, true))
+	}
+	return seconds, op, errors.Join(err, s.Delete(ctx, in.ID, true))
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+)
+
+var errMissed = errors.New("a target was missed")
+
+// results are the figures of a run, in seconds and bytes; nil: not measured.
+type results struct {
+	Pairs *pairsResult `json:"synthesis,omitempty"`
+	Burst *burstResult `json:"burst,omitempty"`
+	Crowd *crowdResult `json:"crowd,omitempty"`
+	Start *startResult `json:"start,omitempty"`
+	Host  string       `json:"host"`
+}
+
+// report prints the figures and the targets and writes the file.
+func (b *bench) report() error {
+	b.r.Host = fmt.Sprintf("%d cores, %s", runtime.NumCPU(), runtime.GOARCH)
+	fmt.Println()
+	b.r.figures()
+	fmt.Println()
+	missed := b.r.judge()
+	text, err := json.MarshalIndent(b.r, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(b.out, append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	fmt.Printf("figures: %s\n", b.out)
+	if missed {
+		return errMissed
+	}
+	return nil
+}
+
+// figures prints what stands behind the targets.
+func (r *results) figures() {
+	if p := r.Pairs; p != nil {
+		fmt.Printf("synthesis: median of %d pairs %.1f ms through the API, %.1f ms in process; API and client take %.1f ms beside the operation itself\n",
+			len(p.AllAPI), 1000*p.API, 1000*p.InProcess, 1000*p.Beside)
+	}
+	if p := r.Burst; p != nil {
+		fmt.Printf("%d instances at once, %d times: first answer p50 %.2f s, p95 %.2f s; %d of %d frames decoded by then\n",
+			p.Size, p.Rounds, p.P50, p.P95, p.FramesDecoded, p.Frames)
+	}
+	if p := r.Crowd; p != nil {
+		fmt.Printf("crowd for %.1f minutes: %d GETs, p50 %.1f ms, p99 %.1f ms, most %.1f ms; %d events, %d times to an operation's end; %d answers of guests;\n  daemon %.1f MiB early, %.1f MiB late; %d descriptors, %d when the clients had left\n",
+			p.Minutes, p.Gets, 1000*p.P50, 1000*p.P99, 1000*p.Max, p.Events, p.Followed, p.Answers, mib(p.Early), mib(p.Late), p.FilesLate, p.FilesLeft)
+	}
+	if p := r.Start; p != nil {
+		fmt.Printf("start with %d overlays, %d times: median %.0f ms, most %.0f ms; the first list of all takes %.0f ms\n",
+			p.Overlays, len(p.All), 1000*p.Median, 1000*p.Most, 1000*p.List)
+	}
+}
+
+// target is a bound on a figure: the most that it may be.
+type target struct {
+	what         string
+	most, actual float64
+	unit         string
+	decimals     int
+}
+
+func (r *results) targets() (list []target) {
+	if p := r.Pairs; p != nil {
+		list = append(list, target{what: "synthesis through the API, more than in process", most: 10, actual: 1000 * p.More, unit: "ms", decimals: 1})
+	}
+	if p := r.Burst; p != nil {
+		list = append(list,
+			target{what: "mounts under ten instances of one launch", most: 1, actual: float64(p.Mounts)},
+			target{what: "times that a frame was decoded", most: 1, actual: p.Most, decimals: 3})
+	}
+	if p := r.Crowd; p != nil {
+		allowed := max(rssGrowth*float64(p.Early), rssLeast)
+		list = append(list,
+			target{what: "p99 of GET in a crowd", most: 50, actual: 1000 * p.P99, unit: "ms", decimals: 1},
+			target{what: "growth of the daemon meanwhile", most: allowed / (1 << 20), actual: mib(p.Late - p.Early), unit: "MiB", decimals: 1})
+	}
+	if p := r.Start; p != nil {
+		list = append(list, target{what: "start with 1,000 overlays", most: 1, actual: p.Most, unit: "s", decimals: 2})
+	}
+	return list
+}
+
+// judge prints target, measured, and pass or miss.
+func (r *results) judge() (missed bool) {
+	for _, t := range r.targets() {
+		verdict := "pass"
+		if !(t.actual <= t.most) {
+			verdict, missed = "MISS", true
+		}
+		fmt.Printf("  %-48s target at most %.*f %s, measured %.*f %s: %s\n", t.what, t.decimals, t.most, t.unit, t.decimals, t.actual, t.unit, verdict)
+	}
+	return missed
+}
+
+func median(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	if n := len(s); n%2 == 0 {
+		return (s[n/2-1] + s[n/2]) / 2
+	}
+	return s[len(s)/2]
+}
+
+// quantile returns the least value that at least a share q of all values do not exceed.
+func quantile(v []float64, q float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(v))
+	i := int(q * float64(len(s)))
+	if float64(i) == q*float64(len(s)) {
+		i--
+	}
+	return s[max(0, min(i, len(s)-1))]
+}
+
+func mib(n int64) float64 { return float64(n) / (1 << 20) }
