@@ -14,6 +14,7 @@ import (
 
 // FuzzRequests: whatever is sent, the handler answers without a panic and without a 500, a
 // failure is a problem, nothing that was refused has begun anything, and no slot stays taken.
+// Build it with -tags fuzzing, or the OpenAPI validator is instrumented too, which takes minutes.
 func FuzzRequests(f *testing.F) {
 	for _, seed := range [][5]string{
 		{"GET", "/v1/bases", "", "", ""},

@@ -71,14 +71,6 @@ func (d document) operations(t *testing.T) map[string]documented {
 	return out
 }
 
-func TestOpenAPIIsValid(t *testing.T) {
-	v, err := described()
-	require.NoError(t, err)
-	ok, errs := v.ValidateDocument()
-	require.True(t, ok, "%v", errs)
-	require.Equal(t, "3.1.0", readDocument(t).OpenAPI)
-}
-
 // TestOpenAPIRoutes: the routes and their parameters, bodies and need of a token are those
 // that the document has, no more and no fewer.
 func TestOpenAPIRoutes(t *testing.T) {

@@ -13,9 +13,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/pb33f/libopenapi"
-	validator "github.com/pb33f/libopenapi-validator"
-	"github.com/pb33f/libopenapi-validator/config"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -29,25 +26,6 @@ const (
 	readToken    = "read-0123456789abcdef"
 	peerToken    = "peer-0123456789abcdef"
 )
-
-// described is the OpenAPI document, read once: that takes longer than all of a test.
-var described = sync.OnceValues(func() (validator.Validator, error) {
-	doc, err := libopenapi.NewDocument(openAPIDocument)
-	if err != nil {
-		return nil, err
-	}
-	v, errs := validator.NewValidator(doc, config.WithoutSecurityValidation(), config.WithFormatAssertions())
-	if len(errs) > 0 {
-		return nil, errs[0]
-	}
-	return v, nil
-})
-
-// seen are the exchanges of all tests: method, route and status.
-var seen = struct {
-	sync.Mutex
-	of map[string]bool
-}{of: map[string]bool{}}
 
 // rig is a handler over a fake, with tokens.
 type rig struct {
@@ -148,22 +126,7 @@ func (r *rig) check(req *http.Request, resp *http.Response) *http.Response {
 	if path == "" || resp.StatusCode == http.StatusMethodNotAllowed || req.Method == http.MethodHead {
 		return resp
 	}
-	seen.Lock()
-	seen.of[req.Method+" "+path+" "+http.StatusText(resp.StatusCode)] = true
-	seen.Unlock()
-	v, err := described()
-	require.NoError(r.t, err)
-	if resp.StatusCode < 400 {
-		ok, errs := v.ValidateHttpRequest(req)
-		require.True(r.t, ok, "request %s %s: %v", req.Method, req.URL, errs)
-	}
-	ok, errs := v.ValidateHttpResponse(req, resp)
-	for _, e := range errs {
-		for _, s := range e.SchemaValidationErrors {
-			r.t.Log(s.FieldPath, s.Reason)
-		}
-	}
-	require.True(r.t, ok, "answer %d to %s %s: %v\n%s", resp.StatusCode, req.Method, req.URL, errs, data)
+	holdToDocument(r.t, req, resp, data)
 	again()
 	return resp
 }
