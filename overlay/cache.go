@@ -74,6 +74,14 @@ func (c *frameCache) get(ctx, life context.Context, key frameKey, here bool, loa
 	}
 }
 
+// has reports whether a frame is decoded, or is being decoded.
+func (c *frameCache) has(key frameKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.entries[key]
+	return ok
+}
+
 func (c *frameCache) load(ctx context.Context, el *list.Element, load func(context.Context) ([]byte, error)) {
 	defer c.wg.Done()
 	f := el.Value.(*cachedFrame)

@@ -159,7 +159,7 @@ func (c *creation) learnParent(ctx context.Context) error {
 			if len(c.parent) >= c.dedup {
 				return nil
 			}
-			pages, err := r.decodeFrame(ctx, i, im.base)
+			pages, err := r.decodeFrame(ctx, i, im.base, nil)
 			if err != nil {
 				return err
 			}

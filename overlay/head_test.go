@@ -102,10 +102,10 @@ func TestLyingSource(t *testing.T) {
 		r, err := Open(t.Context(), src)
 		require.NoError(t, err)
 		src.bytesSource = b[:r.members[memberFrames].data+1]
-		_, err = r.readFrame(t.Context(), 0, nil)
+		_, err = r.readFrame(t.Context(), 0, nil, nil)
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		src.bytesSource, src.short = b, true
-		_, err = r.readFrame(t.Context(), 0, nil)
+		_, err = r.readFrame(t.Context(), 0, nil, nil)
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		require.ErrorIs(t, r.verifyDirectory(t.Context()), io.ErrUnexpectedEOF)
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 )
 
@@ -17,6 +18,11 @@ const defaultFrameCache = 64 << 20
 type ImageOptions struct {
 	// FrameCache is how many bytes of decoded frames are kept; 0 means 64 MiB.
 	FrameCache int
+	// Decoded, if not nil, keeps the pages of every frame that is decoded, so that none is
+	// decoded twice: an unnamed temporary file that nobody else can write to, since what is
+	// read back is believed. It grows to the size of all stored pages. It is the caller's, to
+	// be closed after the Image. A write that fails ends the writing and no read.
+	Decoded *os.File
 }
 
 // Image is a launch image: a base and a chain of overlays merged, page by page, when they
@@ -25,6 +31,8 @@ type Image struct {
 	base  *Base
 	chain []*Reader // the overlay on the base first
 	cache *frameCache
+	kept  *keptPages // nil: none
+	gate  gate       // closed to background fetches while a guest waits for one
 
 	life   context.Context
 	cancel context.CancelCauseFunc
@@ -33,9 +41,10 @@ type Image struct {
 // ImageStats counts what an Image has done.
 type ImageStats struct {
 	ReaderStats
-	FramesDecoded int64 `json:"frames_decoded"` // each counts once unless it left the cache
-	FrameHits     int64 `json:"frame_hits"`     // reads answered by a frame decoded before, or under way
-	FrameCount    int64 `json:"frame_count"`    // frames of all overlays of the chain
+	FramesDecoded int64 `json:"frames_decoded"`      // each counts once unless it left the cache
+	FrameHits     int64 `json:"frame_hits"`          // reads answered by a frame decoded before, or under way
+	FrameCount    int64 `json:"frame_count"`         // frames of all overlays of the chain
+	DecodedKept   int64 `json:"decoded_frames_kept"` // frames whose pages are in ImageOptions.Decoded
 }
 
 // NewImage puts a chain of overlays on a base, the overlay whose parent is the base first. It
@@ -66,6 +75,9 @@ func NewImage(base *Base, chain []*Reader, o ImageOptions) (*Image, error) {
 		limit = defaultFrameCache
 	}
 	im := &Image{base: base, chain: chain, cache: newFrameCache(limit)}
+	if o.Decoded != nil {
+		im.kept = newKeptPages(o.Decoded, chain)
+	}
 	im.life, im.cancel = context.WithCancelCause(context.Background())
 	return im, nil
 }
@@ -86,7 +98,7 @@ func (im *Image) Chain() []*Reader { return im.chain }
 
 // Local reports whether reading every overlay takes no longer than reading a disk.
 func (im *Image) Local() bool {
-	return !slices.ContainsFunc(im.chain, func(r *Reader) bool { return !r.local })
+	return !slices.ContainsFunc(im.chain, func(r *Reader) bool { return !r.isLocal() })
 }
 
 // Size returns the size of image s in bytes.
@@ -107,7 +119,12 @@ func (im *Image) Stats() ImageStats {
 		s.Fetched += t.Fetched
 		s.Verified += t.Verified
 		s.Refused += t.Refused
+		s.Cached += t.Cached
+		s.CacheOff += t.CacheOff
 		s.FrameCount += int64(len(r.index.frames))
+	}
+	if im.kept != nil {
+		s.DecodedKept = im.kept.count.Load()
 	}
 	im.cache.mu.Lock()
 	defer im.cache.mu.Unlock()
@@ -247,6 +264,9 @@ func (fr *frameReader) page(ctx context.Context, dst []byte, src pageSource) err
 	r := fr.im.chain[src.level]
 	key := frameKey{src.level, r.index.frameOf(src.entry)}
 	if fr.pages == nil || fr.key != key {
+		if k := fr.im.kept; k != nil && !fr.im.cache.has(key) && k.read(key, dst, src.entry) {
+			return nil
+		}
 		pages, err := fr.im.frame(ctx, key)
 		if err != nil {
 			return err
@@ -260,8 +280,13 @@ func (fr *frameReader) page(ctx context.Context, dst []byte, src pageSource) err
 
 // frame returns the decoded pages of a frame; the caller must not change them.
 func (im *Image) frame(ctx context.Context, key frameKey) ([]byte, error) {
-	return im.cache.get(ctx, im.life, key, im.chain[key.level].local, func(ctx context.Context) ([]byte, error) {
-		return im.chain[key.level].decodeFrame(ctx, key.frame, im.base)
+	r := im.chain[key.level]
+	return im.cache.get(ctx, im.life, key, r.isLocal(), func(ctx context.Context) ([]byte, error) {
+		pages, err := r.decodeFrame(ctx, key.frame, im.base, &im.gate)
+		if err == nil && im.kept != nil {
+			im.kept.keep(key, r.index.frames[key.frame].first, pages)
+		}
+		return pages, err
 	})
 }
 

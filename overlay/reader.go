@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,9 @@ import (
 // an error, io.EOF only where p reaches over the end; it obeys ctx and is safe for
 // concurrent use. A Source retries one request as far as that is sensible; an error of its
 // that may pass has a method Temporary() bool that returns true. A Source whose reads never
-// wait for a network may have a method Local() bool that returns true.
+// wait for a network may have a method Local() bool that returns true. One whose bytes come to
+// this host by themselves, in order, has a method Growing() bool that returns true; once all
+// have come, Local returns true.
 type Source interface {
 	Size() int64
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
@@ -27,7 +30,9 @@ type Source interface {
 // are read when they are asked for. Safe for concurrent use.
 type Reader struct {
 	src      Source
-	local    bool // reads of src take no longer than a disk's
+	local    bool        // reads of src take no longer than a disk's
+	grows    func() bool // nil, or whether a source that grew has become local
+	remote   *remote     // nil where src is or becomes local by itself
 	manifest *Manifest
 	digest   Hash
 	index    *index
@@ -43,6 +48,8 @@ type ReaderStats struct {
 	Fetched  int64 `json:"bytes_fetched"`   // bytes read from the source
 	Verified int64 `json:"frames_verified"` // frames whose hash was right
 	Refused  int64 `json:"frames_refused"`  // frames whose hash was wrong, or that did not decode
+	Cached   int64 `json:"frames_cached"`   // encoded frames known to be in OpenOptions.Cache
+	CacheOff int64 `json:"cache_off"`       // 1 once a write to it has failed and no more are made
 }
 
 type readerCounters struct{ fetched, verified, refused atomic.Int64 }
@@ -74,14 +81,46 @@ const (
 // the file is as long as they say. It does not read the frames; see [Reader.Verify]. The
 // Reader owns src from then on, also where Open returns an error.
 func Open(ctx context.Context, src Source) (*Reader, error) {
+	return OpenWith(ctx, src, OpenOptions{})
+}
+
+// OpenOptions are the settings of a Reader; the zero value is fit for use.
+type OpenOptions struct {
+	// Cache, if not nil, keeps the encoded frames of a source over a network: a sparse file of
+	// the overlay's size, each frame at its own offset, which may hold frames of an earlier
+	// use. What is read back is verified as if it came over the network, so no byte of it needs
+	// to be right. It is the caller's, to be closed after the Reader, and of no other Reader
+	// at the same time. A write that fails ends the writing and no read.
+	Cache *os.File
+}
+
+// OpenWith is Open with settings.
+func OpenWith(ctx context.Context, src Source, o OpenOptions) (*Reader, error) {
 	r := &Reader{src: src}
 	if l, ok := src.(interface{ Local() bool }); ok {
-		r.local = l.Local()
+		if r.local = l.Local(); !r.local {
+			r.grows = l.Local
+		}
 	}
 	if err := r.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open overlay %v: %w", src, err), src.Close())
 	}
+	if g, ok := src.(interface{ Growing() bool }); !r.local && !(ok && g.Growing()) {
+		r.remote = newRemote(r, o.Cache)
+	}
 	return r, nil
+}
+
+// isLocal reports whether reads take no longer than a disk's by now.
+func (r *Reader) isLocal() bool { return r.local || r.grows != nil && r.grows() }
+
+// Complete reports whether the source is needed no more: every frame is in the cache on disk,
+// as far as that is known, or the source is local.
+func (r *Reader) Complete() bool {
+	if r.remote == nil {
+		return r.isLocal()
+	}
+	return r.remote.complete()
 }
 
 func (r *Reader) open(ctx context.Context) (err error) {
@@ -250,7 +289,11 @@ func (r *Reader) Size() int64 { return r.src.Size() }
 
 // Stats returns the counts so far.
 func (r *Reader) Stats() ReaderStats {
-	return ReaderStats{Fetched: r.stats.fetched.Load(), Verified: r.stats.verified.Load(), Refused: r.stats.refused.Load()}
+	s := ReaderStats{Fetched: r.stats.fetched.Load(), Verified: r.stats.verified.Load(), Refused: r.stats.refused.Load()}
+	if r.remote != nil {
+		s.Cached, s.CacheOff = r.remote.stats()
+	}
+	return s
 }
 
 // Close closes the source. No read may be under way.
@@ -289,9 +332,19 @@ func (r *Reader) Profile() ([]Addr, error) {
 	return p, nil
 }
 
-// readFrame fetches frame i, into buf where it is large enough, and checks its hash. A wrong hash is fetched once more: what
-// was damaged on the way is right the second time.
-func (r *Reader) readFrame(ctx context.Context, i int, buf []byte) ([]byte, error) {
+// readFrame returns the encoded bytes of frame i, in buf where it is large enough, from the
+// cache on disk or the source. Their hash has been checked. g, if not nil, is closed to others
+// while the source is asked.
+func (r *Reader) readFrame(ctx context.Context, i int, buf []byte, g *gate) ([]byte, error) {
+	if r.remote != nil {
+		return r.remote.demand(ctx, i, buf, g)
+	}
+	return r.fetchFrame(ctx, i, buf)
+}
+
+// fetchFrame reads frame i from the source and checks its hash. A wrong hash is fetched once
+// more: what was damaged on the way is right the second time.
+func (r *Reader) fetchFrame(ctx context.Context, i int, buf []byte) ([]byte, error) {
 	f := &r.index.frames[i]
 	b := slices.Grow(buf[:0], int(f.encoded))[:f.encoded]
 	for try := 0; ; try++ {
@@ -309,13 +362,13 @@ func (r *Reader) readFrame(ctx context.Context, i int, buf []byte) ([]byte, erro
 }
 
 // decodeFrame reads frame i and returns its pages; base is what a delta refers to.
-func (r *Reader) decodeFrame(ctx context.Context, i int, base *Base) ([]byte, error) {
+func (r *Reader) decodeFrame(ctx context.Context, i int, base *Base, g *gate) ([]byte, error) {
 	buf, _ := r.encoded.Get().(*[]byte)
 	if buf == nil {
 		buf = new([]byte)
 	}
 	defer r.encoded.Put(buf)
-	encoded, err := r.readFrame(ctx, i, *buf)
+	encoded, err := r.readFrame(ctx, i, *buf, g)
 	if err != nil {
 		return nil, err
 	}

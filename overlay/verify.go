@@ -17,7 +17,7 @@ func (r *Reader) Verify(ctx context.Context, p Progress) error {
 	var crc uint32
 	var done int64
 	for i := range r.index.frames {
-		b, err := r.readFrame(ctx, i, nil)
+		b, err := r.readFrame(ctx, i, nil, nil)
 		if err != nil {
 			return err
 		}
@@ -85,7 +85,7 @@ func (im *Image) hashStored(ctx context.Context, r *Reader, p Progress) ([]Hash,
 	var crc uint32
 	for i := range x.frames {
 		f := &x.frames[i]
-		encoded, err := r.readFrame(ctx, i, nil)
+		encoded, err := r.readFrame(ctx, i, nil, nil)
 		if err != nil {
 			return nil, err
 		}

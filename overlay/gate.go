@@ -1,0 +1,57 @@
+package overlay
+
+import (
+	"context"
+	"sync"
+)
+
+// gate lets background fetches begin only while no demand is under way. The zero value is
+// open.
+type gate struct {
+	mu      sync.Mutex
+	demands int
+	opens   chan struct{} // while demands are under way: closed when the last has left
+}
+
+func (g *gate) enter() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.demands == 0 {
+		g.opens = make(chan struct{})
+	}
+	g.demands++
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.demands--; g.demands == 0 {
+		close(g.opens)
+		g.opens = nil
+	}
+}
+
+// wait returns once no demand is under way, or ctx has ended.
+func (g *gate) wait(ctx context.Context) error {
+	for {
+		g.mu.Lock()
+		opens := g.opens
+		g.mu.Unlock()
+		if opens == nil {
+			return context.Cause(ctx)
+		}
+		if err := waitFor(ctx, opens); err != nil {
+			return err
+		}
+	}
+}
+
+// waitFor waits until c is closed or ctx ends, which is an error.
+func waitFor(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
