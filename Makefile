@@ -1,5 +1,6 @@
 # make demo   the main job on a real guest in a real QEMU, measured
 # make test   every test, the end-to-end ones included
+# make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
 # make build  build/cloudlet
 # make deps   install what the others need, from Debian's packages
@@ -8,7 +9,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo test check deps clean
+.PHONY: build guest demo bench-api test check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -18,6 +19,9 @@ guest: deps
 
 demo: deps build
 	$(GO) run ./integration/cmd/demo -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest
+
+bench-api: deps build
+	$(GO) run ./integration/cmd/benchapi -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest -dir $(BUILD)/benchapi -o $(BUILD)/bench-api.json
 
 test: guest
 	$(GO) test -timeout 10m $(PACKAGES)

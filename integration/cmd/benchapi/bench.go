@@ -49,7 +49,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.clear(context.WithoutCancel(ctx)), b.leftovers()) }()
-	if err := os.MkdirAll(b.dir, 0o755); err != nil {
+	if err := errors.Join(os.RemoveAll(b.path("serve.log")), os.MkdirAll(b.dir, 0o755)); err != nil {
 		return err
 	}
 	if err := b.measure(ctx); err != nil {

@@ -44,8 +44,8 @@ func (b *bench) report() error {
 // figures prints what stands behind the targets.
 func (r *results) figures() {
 	if p := r.Pairs; p != nil {
-		fmt.Printf("synthesis: median of %d pairs %.1f ms through the API, %.1f ms in process; API and client take %.1f ms beside the operation itself\n",
-			len(p.AllAPI), 1000*p.API, 1000*p.InProcess, 1000*p.Beside)
+		fmt.Printf("synthesis: median of %d pairs %.1f ms through the API, %.1f ms in process; of that outside of the operation %.1f ms and %.1f ms\n",
+			len(p.AllAPI), 1000*p.API, 1000*p.InProcess, 1000*p.BesideAPI, 1000*p.BesideInside)
 	}
 	if p := r.Burst; p != nil {
 		fmt.Printf("%d instances at once, %d times: first answer p50 %.2f s, p95 %.2f s; %d of %d frames decoded by then\n",
