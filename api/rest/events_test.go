@@ -213,9 +213,9 @@ func closing(t *testing.T, resp *http.Response) *http.Response {
 func TestGracefulStop(t *testing.T) {
 	s := serveRig(t, Limits{}, nil)
 	op := s.begin()
-	stream := s.request(t.Context(), "GET", "/v1/operations/"+op.ID+"?after=1", nil, "Accept", typeEvents)
 	gate := make(chan empty)
 	s.fake.gate["Bases"] = gate
+	stream := s.request(t.Context(), "GET", "/v1/operations/"+op.ID+"?after=1", nil, "Accept", typeEvents)
 	answers := make(chan *http.Response, 2)
 	for _, path := range []string{"/v1/operations/" + op.ID + "?wait=60", "/v1/bases"} {
 		req, err := http.NewRequestWithContext(t.Context(), "GET", s.url+path, nil)

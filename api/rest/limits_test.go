@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,13 +74,13 @@ func TestStalledBodies(t *testing.T) {
 }
 
 // endless is a body that never ends.
-type endless struct{ sent int }
+type endless struct{ sent atomic.Int64 }
 
 func (e *endless) Read(p []byte) (int, error) {
 	for i := range p {
 		p[i] = ' '
 	}
-	e.sent += len(p)
+	e.sent.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -111,7 +112,7 @@ func TestEndlessBodies(t *testing.T) {
 			require.Equal(t, row.status, resp.StatusCode, "%s %s", row.method, row.path)
 			require.NoError(t, resp.Body.Close())
 		}
-		require.Less(t, body.sent, 64<<20)
+		require.Less(t, body.sent.Load(), int64(64<<20))
 	}
 }
 
