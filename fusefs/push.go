@@ -35,6 +35,12 @@ func (s *Server) Push(ctx context.Context, file string, p []byte, off int64) (in
 	return 0, fmt.Errorf("push %s: there is no such file", file)
 }
 
+// Idle returns for how long no read of memory or disk has begun: since the mount, if none has.
+func (s *Server) Idle() time.Duration {
+	last := max(s.memory.last.Load(), s.disk.last.Load(), s.started.UnixNano())
+	return time.Since(time.Unix(0, last))
+}
+
 func (f *fileNode) push(ctx context.Context, p []byte, off int64) (pushed int, err error) {
 	if off < 0 || off%pushPage != 0 || len(p)%pushPage != 0 || int64(len(p)) > f.size()-off {
 		return 0, fmt.Errorf("push %s: %d bytes at %d are not whole pages of its %d bytes", f.name, len(p), off, f.size())

@@ -44,8 +44,8 @@ type reads struct {
 	log     *slog.Logger
 
 	requests, bytes, failures, longest atomic.Int64
-	// pushed counts bytes put into the kernel's cache unasked.
-	pushed atomic.Int64
+	// pushed counts bytes put into the kernel's cache unasked; last is when a read last began.
+	pushed, last atomic.Int64
 	// known are the pages that the kernel has asked for or was given.
 	known pageSet
 	// record, if not nil, takes the pages that are asked for, once each.
@@ -158,6 +158,7 @@ func (s *reads) begin(ctx context.Context, off int64, n int) *read {
 	}
 	r.ctx, r.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.know(off/pushPage, (int64(n)+pushPage-1)/pushPage)
+	s.last.Store(r.since.UnixNano())
 	s.mu.Lock()
 	s.inFlight[r] = struct{}{}
 	s.mu.Unlock()

@@ -17,41 +17,82 @@ const (
 	lookUpMost = 10 * time.Second
 	// prefetchShare is the part of the host's available memory that a prefetch may fill.
 	prefetchShare = 4
+	// restAfter is how long a guest has asked for nothing when it seems to have what it wants.
+	restAfter = 250 * time.Millisecond
 )
 
 // errFull ends a prefetch that has filled its share of the host's memory.
 var errFull = errors.New("the host's memory is better kept for others")
 
 // prefetch pushes what the guest is likely to touch into the page cache of a mount, until all
-// is there or ctx ends: the pages of the touch profile, or without one what overlays on this
-// host hold. A guest runs without it, only slower, so a failure is only logged.
+// is there or ctx ends: the pages of the touch profile, then, when the guest has what it wants,
+// what overlays on this host hold of memory. A guest runs without it, only slower, so a
+// failure is only logged.
 func prefetch(ctx context.Context, spec MountSpec, im *overlay.Image, srv *fusefs.Server, log *slog.Logger) {
-	begin, pushed := time.Now(), int64(0)
 	profile, err := profileOf(spec, im)
 	if err != nil {
 		log.Warn("the touch profile cannot be used", "err", err)
 	}
-	switch {
-	case spec.Prefetch == api.PrefetchNone, spec.Prefetch == api.PrefetchProfile && profile == nil:
-		return
-	case spec.Prefetch == api.PrefetchOverlay:
-		profile = nil
-	case profile == nil && !im.Local():
-		return // what is far away is fetched when it is asked for
-	}
 	room, err := procNumber("/proc/meminfo", "MemAvailable:")
-	if err == nil {
-		room /= prefetchShare
-		err = im.Prefetch(ctx, profile, func(ctx context.Context, s overlay.Space, p []byte, off int64) error {
-			if pushed+int64(len(p)) > room {
-				return errFull
-			}
-			n, err := pushLookedUp(ctx, srv, s, p, off)
-			pushed += int64(n)
-			return err
-		})
+	if err != nil {
+		log.Warn("nothing is pushed", "err", err)
+		return
 	}
-	log.Info("prefetched", "profile", len(profile), "bytes", pushed, "seconds", time.Since(begin).Seconds(), "ended", err)
+	p := &pusher{srv: srv, log: log, room: room / prefetchShare}
+	auto := spec.Prefetch == api.PrefetchAuto
+	if profile != nil && (auto || spec.Prefetch == api.PrefetchProfile) {
+		if !p.push(ctx, "profile", func(ctx context.Context, push pushFunc) error { return im.Prefetch(ctx, profile, push) }) {
+			return
+		}
+		p.patient = true
+	}
+	if spec.Prefetch == api.PrefetchOverlay || auto && im.Local() {
+		p.push(ctx, "overlays", func(ctx context.Context, push pushFunc) error { return im.Prefetch(ctx, nil, push) })
+	}
+}
+
+type pushFunc = func(ctx context.Context, s overlay.Space, p []byte, off int64) error
+
+// pusher pushes pages into the page cache of a mount.
+type pusher struct {
+	srv     *fusefs.Server
+	log     *slog.Logger
+	room    int64 // bytes that may still be pushed
+	patient bool  // waits for the guest to be at rest
+}
+
+// push pushes what from reads, and reports whether that was all of it.
+func (p *pusher) push(ctx context.Context, what string, from func(context.Context, pushFunc) error) bool {
+	begin, pushed := time.Now(), 0
+	err := from(ctx, func(ctx context.Context, s overlay.Space, b []byte, off int64) error {
+		if p.room -= int64(len(b)); p.room < 0 {
+			return errFull
+		}
+		if err := p.await(ctx); err != nil {
+			return err
+		}
+		n, err := p.pushLookedUp(ctx, s, b, off)
+		pushed += n
+		return err
+	})
+	p.log.Info("pushed", "what", what, "bytes", pushed, "seconds", time.Since(begin).Seconds(), "ended", err)
+	return err == nil
+}
+
+// await returns when the guest has asked for nothing for a while.
+func (p *pusher) await(ctx context.Context) error {
+	for p.patient {
+		wait := restAfter - p.srv.Idle()
+		if wait <= 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+	return nil
 }
 
 // profileOf returns the profile that the store keeps of an image, or the one that its last
@@ -70,9 +111,9 @@ func profileOf(spec MountSpec, im *overlay.Image) ([]overlay.Addr, error) {
 
 // pushLookedUp pushes once somebody has looked the file up, which whoever starts a mount for
 // a VM does at once.
-func pushLookedUp(ctx context.Context, srv *fusefs.Server, s overlay.Space, p []byte, off int64) (int, error) {
+func (p *pusher) pushLookedUp(ctx context.Context, s overlay.Space, b []byte, off int64) (int, error) {
 	for begin := time.Now(); ; {
-		n, err := srv.Push(ctx, s.String(), p, off)
+		n, err := p.srv.Push(ctx, s.String(), b, off)
 		if !errors.Is(err, fusefs.ErrNotLookedUp) || time.Since(begin) > lookUpMost {
 			return n, err
 		}

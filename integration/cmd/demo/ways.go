@@ -159,7 +159,7 @@ func (d *demo) siblings(ctx context.Context, r *results) error {
 			}, func(api.Instance) error {
 				after, err := read()
 				if err == nil && d.round > 0 {
-					r.addRead(key, after.MemoryBytes+after.MemoryPushed+after.DiskBytes-before.MemoryBytes-before.MemoryPushed-before.DiskBytes)
+					r.addRead(key, after.MemoryBytes+after.DiskBytes-before.MemoryBytes-before.DiskBytes)
 					before = after
 				}
 				return err
