@@ -23,6 +23,15 @@ type pairsResult struct {
 	// do, the largest and least steady part, is not in it.
 	BesideAPI    float64 `json:"beside_api_s"`
 	BesideInside float64 `json:"beside_in_process_s"`
+	// Steps are the time lines, both ways: medians in seconds since the request was accepted.
+	Steps []step `json:"steps"`
+}
+
+// step is an event of both time lines.
+type step struct {
+	Name   string  `json:"name"`
+	API    float64 `json:"api_s"`
+	Inside float64 `json:"in_process_s"`
 }
 
 // compare measures both ways in turn over one store, each first in every second pair.
@@ -36,17 +45,19 @@ func (b *bench) compare(ctx context.Context, d *daemon) (err error) {
 	b.say("%d pairs of a synthesis through the API and one in process", b.pairs)
 	var more []float64
 	var beside [2][]float64
+	var lines [2][][]api.Event
 	for pair := -1; pair < b.pairs; pair++ { // the first is not counted
 		var took [2]float64
 		for i := range took {
 			way := (i + pair + 1) % 2
-			seconds, op, err := b.synthesise(ctx, d, s, way == 0)
+			seconds, op, in, err := b.synthesise(ctx, d, s, way == 0)
 			if err != nil {
 				return err
 			}
 			took[way] = seconds
 			if pair >= 0 {
 				beside[way] = append(beside[way], seconds-op.Ended.Sub(op.Created).Seconds())
+				lines[way] = append(lines[way], in.Timeline)
 			}
 		}
 		if pair >= 0 {
@@ -56,12 +67,13 @@ func (b *bench) compare(ctx context.Context, d *daemon) (err error) {
 	}
 	r.API, r.InProcess, r.More = median(r.AllAPI), median(r.AllInside), median(more)
 	r.BesideAPI, r.BesideInside = median(beside[0]), median(beside[1])
+	r.Steps = steps(lines)
 	b.r.Pairs = r
 	return nil
 }
 
 // synthesise makes an instance by the daemon or by s, and removes it the same way.
-func (b *bench) synthesise(ctx context.Context, d *daemon, s *service.Service, remote bool) (seconds float64, op api.Operation, err error) {
+func (b *bench) synthesise(ctx context.Context, d *daemon, s *service.Service, remote bool) (seconds float64, op api.Operation, in api.Instance, err error) {
 	begun := time.Now()
 	if remote {
 		if op, err = d.client.Run(ctx, b.launch); err == nil {
@@ -75,17 +87,35 @@ func (b *bench) synthesise(ctx context.Context, d *daemon, s *service.Service, r
 	}
 	seconds = time.Since(begun).Seconds()
 	if err = errors.Join(err, context.Cause(ctx)); err != nil {
-		return seconds, op, err
+		return seconds, op, in, err
 	}
-	in, err := client.Result[api.Instance](op)
+	in, err = client.Result[api.Instance](op)
 	if err != nil {
-		return seconds, op, err
+		return seconds, op, in, err
 	}
 	if n := len(in.Timeline); n == 0 || in.Timeline[n-1].Name != "first answer" {
 		err = fmt.Errorf("instance %s is said to be there, its probe has not answered: %v", in.ID, in.Timeline)
 	}
 	if remote {
-		return seconds, op, errors.Join(err, d.client.DeleteInstance(ctx, in.ID, true))
+		return seconds, op, in, errors.Join(err, d.client.DeleteInstance(ctx, in.ID, true))
 	}
-	return seconds, op, errors.Join(err, s.Delete(ctx, in.ID, true))
+	return seconds, op, in, errors.Join(err, s.Delete(ctx, in.ID, true))
+}
+
+// steps returns the medians of time lines, which all have the same events.
+func steps(lines [2][][]api.Event) (out []step) {
+	for i, e := range lines[0][0] {
+		var at [2][]float64
+		for way, list := range lines {
+			for _, line := range list {
+				if i < len(line) && line[i].Name == e.Name {
+					at[way] = append(at[way], line[i].Seconds)
+				}
+			}
+		}
+		if len(at[1]) > 0 {
+			out = append(out, step{e.Name, median(at[0]), median(at[1])})
+		}
+	}
+	return out
 }
