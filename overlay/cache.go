@@ -121,6 +121,16 @@ func (c *frameCache) removeLocked(el *list.Element) {
 	delete(c.entries, el.Value.(*cachedFrame).key)
 }
 
+// begin counts a call that close waits for, until wg.Done, unless the cache is closed.
+func (c *frameCache) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.wg.Add(1)
+	}
+	return !c.closed
+}
+
 // close refuses further calls and waits for the loads under way, whose context the caller
 // has ended.
 func (c *frameCache) close() {

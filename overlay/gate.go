@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // gate lets background fetches begin only while no demand is under way. The zero value is
@@ -50,6 +51,18 @@ func (g *gate) wait(ctx context.Context) error {
 func waitFor(ctx context.Context, c <-chan struct{}) error {
 	select {
 	case <-c:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// rest waits for d, or until ctx ends, which is an error.
+func rest(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

@@ -68,12 +68,8 @@ func (f *HeldFile) ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	}()
 	for pause := holdFirst; ; pause = min(2*pause, holdMost) {
 		f.hold.note(s, err)
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return 0, context.Cause(ctx)
+		if err := rest(ctx, pause); err != nil {
+			return 0, err
 		}
 		n, err = f.ImageFile.ReadAt(ctx, p, off)
 		if err == nil || err == io.EOF || !f.waits(ctx, err) {

@@ -26,7 +26,7 @@ func newKeptPages(f *os.File, chain []*Reader) *keptPages {
 	return k
 }
 
-// keep writes the pages of a frame, whose number of its first stored page is first.
+// keep writes the pages of a frame; first is the number of its first stored page.
 func (k *keptPages) keep(key frameKey, first int, pages []byte) {
 	if k.off.Load() || k.has[key.level][key.frame].Load() {
 		return
@@ -39,6 +39,9 @@ func (k *keptPages) keep(key frameKey, first int, pages []byte) {
 		k.count.Add(1)
 	}
 }
+
+// holds reports whether the pages of a frame can be read.
+func (k *keptPages) holds(key frameKey) bool { return k.has[key.level][key.frame].Load() }
 
 // read fills dst with stored page number entry of an overlay, where its frame is kept.
 func (k *keptPages) read(key frameKey, dst []byte, entry int) bool {

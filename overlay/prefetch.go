@@ -19,12 +19,16 @@ const (
 // first, and gives them to push, whole pages from offset off on; p is push's until it
 // returns. With a profile these are the pages of the profile, in its order; without one what
 // the overlays hold of memory, ascending, since what was changed is used more than what was
-// not. Pages of a remote source are fetched for it. It ends with the first error.
+// not. Pages of a remote source are fetched in the background: by a [Image.Fetch] under way,
+// which it waits for, or one frame after the other. It ends with the first error.
 func (im *Image) Prefetch(ctx context.Context, profile []Addr, push func(ctx context.Context, s Space, p []byte, off int64) error) error {
 	buf := make([]byte, prefetchRun*PageSize)
 	give := func(s Space, off, n int64) error {
 		for end := off + n; off < end; off += int64(len(buf)) {
 			p := buf[:min(int64(len(buf)), end-off)]
+			if err := im.await(ctx, s, int64(len(p)), off); err != nil {
+				return err
+			}
 			if err := im.ReadPages(ctx, s, p, off); err != nil {
 				return err
 			}
@@ -49,6 +53,34 @@ func (im *Image) Prefetch(ctx context.Context, profile []Addr, push func(ctx con
 			if err := give(batch[i].Space(), batch[i].Offset(), int64(n)*PageSize); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// await waits until the frames of n bytes from off on are on this host: what follows is no
+// demand for which background fetches would have to wait.
+func (im *Image) await(ctx context.Context, s Space, n, off int64) error {
+	if !slices.ContainsFunc(im.chain, func(r *Reader) bool { return r.remote != nil }) {
+		return nil
+	}
+	last := frameKey{level: -1}
+	for end := off + n; off < end; off += PageSize {
+		src := im.resolve(MakeAddr(s, off/PageSize), len(im.chain))
+		if src.level < 0 {
+			continue
+		}
+		r := im.chain[src.level]
+		key := frameKey{src.level, r.index.frameOf(src.entry)}
+		if r.remote == nil || key == last {
+			continue
+		}
+		last = key
+		if im.cache.has(key) || im.kept != nil && im.kept.holds(key) {
+			continue
+		}
+		if err := r.remote.await(ctx, key.frame, &im.gate); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 
 // remote is what a Reader knows of the encoded frames of a source over a network: which are at
 // hand, on disk or in memory, and which are on their way. A frame is on its way once, whoever
-// asked for it first. No frame is believed for being at hand: it is hashed when it is read.
+// asked for it first. What is on disk is not believed: it is hashed whenever it is read.
 type remote struct {
 	r *Reader
 
@@ -22,8 +22,9 @@ type remote struct {
 	failed  bool // a write has failed
 	cached  int  // frames whose place is onDisk
 	held    map[int][]byte
-	heldAll int // bytes in held
-	fetches int // calls of Image.Fetch under way
+	heldAll int  // bytes in held
+	fetches int  // calls of Image.Fetch under way
+	stalled bool // it waits for frames in held to be decoded
 	// changed is closed, and replaced, when a frame has landed or left, or a Fetch has ended.
 	changed chan struct{}
 }
@@ -58,8 +59,8 @@ const (
 
 // flight is a fetch under way.
 type flight struct {
-	over   chan struct{} // closed at its end
-	demand bool
+	over chan struct{} // closed at its end
+	by   *fetcher      // nil: demand, or Prefetch for itself
 }
 
 func newRemote(r *Reader, cache *os.File) *remote {
@@ -83,7 +84,7 @@ func (m *remote) scan() {
 			return
 		}
 		hole, err := unix.Seek(fd, data, unix.SEEK_HOLE)
-		if err != nil {
+		if err != nil || hole <= data { // not a regular file
 			hole = math.MaxInt64
 		}
 		m.mark(data, hole)
@@ -159,7 +160,7 @@ func (m *remote) demand(ctx context.Context, i int, buf []byte, g *gate) ([]byte
 // fetchClaimed fetches frame i for a demand, whose flight is f.
 func (m *remote) fetchClaimed(ctx context.Context, i int, buf []byte, f *flight) (b []byte, err error) {
 	p := away
-	defer func() { m.land(i, f, p) }() // also after a panic
+	defer func() { m.land(i, f, p, nil) }() // also after a panic
 	if b, err = m.r.fetchFrame(ctx, i, buf); err != nil {
 		return nil, err
 	}
@@ -184,18 +185,22 @@ func (m *remote) claim(i int) (f *flight, mine bool) {
 	case fr.flight != nil:
 		return fr.flight, false
 	}
-	fr.flight = &flight{over: make(chan struct{}), demand: true}
+	fr.flight = &flight{over: make(chan struct{})}
 	return fr.flight, true
 }
 
-// land ends a flight of frame i, which is at p then.
-func (m *remote) land(i int, f *flight, p place) {
+// land ends a flight of frame i, which is at p then: in memory as b.
+func (m *remote) land(i int, f *flight, p place, b []byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	fr := &m.frames[i]
 	fr.flight = nil
 	m.moveLocked(i, p)
-	if p != away || fr.used {
+	if p == inMemory {
+		m.held[i] = b
+		m.heldAll += len(b)
+	}
+	if p != away || fr.used || fr.bad {
 		fr.want = unwanted
 	}
 	close(f.over)

@@ -1,0 +1,101 @@
+package overlay
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// paceFirst and paceLeast bound the bytes under way while little is known of a link.
+	paceFirst = 256 << 10
+	paceLeast = 128 << 10
+	// paceShare is how many requests share the bytes under way.
+	paceShare = 4
+	// paceRequest is the most bytes of a request that are not worth a division.
+	paceRequest = 64 << 10
+	// paceQueue is for how long what is under way may keep the link busy.
+	paceQueue = 100 * time.Millisecond
+)
+
+// pace bounds the bytes that background fetches have under way: enough to fill the link,
+// and not so many that a demand waits long behind them on a slow one. The bound is the
+// measured rate times twice the shortest time of a request: below what fills the link it
+// doubles, so a wrong measure mends itself.
+type pace struct {
+	most, large int64         // bytes under way, and of a request, at most
+	wake        chan struct{} // holds a token when a request has ended
+
+	mu        sync.Mutex
+	underWay  int64
+	delivered int64
+	rate      float64       // bytes a second, the best of late
+	least     time.Duration // the shortest time of a request
+}
+
+// paced is a request under way.
+type paced struct {
+	begin     time.Time
+	bytes     int64
+	delivered int64 // when it began
+}
+
+func newPace(most, large int64) *pace {
+	return &pace{most: most, large: large, wake: make(chan struct{}, 1)}
+}
+
+func (p *pace) windowLocked() int64 {
+	n := int64(paceFirst)
+	if p.rate > 0 {
+		n = max(paceLeast, int64(p.rate*max(paceQueue, 2*p.least).Seconds()))
+	}
+	return min(n, p.most)
+}
+
+// request returns how many bytes a request should have at most.
+func (p *pace) request() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return min(p.large, max(paceRequest, p.windowLocked()/paceShare))
+}
+
+// wait waits until there is room for a request. One goroutine at a time calls it.
+func (p *pace) wait(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		room := p.underWay == 0 || p.underWay < p.windowLocked()
+		p.mu.Unlock()
+		if room {
+			return nil
+		}
+		select {
+		case <-p.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (p *pace) begin(n int64) paced {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.underWay += n
+	return paced{time.Now(), n, p.delivered}
+}
+
+func (p *pace) end(r paced, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.underWay -= r.bytes
+	if took := time.Since(r.begin); ok && took > 0 {
+		p.delivered += r.bytes
+		p.rate = max(float64(p.delivered-r.delivered)/took.Seconds(), p.rate*0.98)
+		if p.least == 0 || took < p.least {
+			p.least = took
+		}
+	}
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}

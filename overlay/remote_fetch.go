@@ -1,0 +1,223 @@
+package overlay
+
+import "context"
+
+// heldMost bounds the encoded frames that are held in memory for want of a cache on disk.
+const heldMost = 32 << 20
+
+// frameRun is a run of neighbouring frames that one background request brings.
+type frameRun struct {
+	lo, hi  int // hi 0: none
+	bytes   int64
+	flights []*flight
+}
+
+// beforeRun says what comes before a frame can be claimed.
+type beforeRun struct {
+	first <-chan struct{} // wait until it is closed
+	check bool            // look at what is on disk
+	room  bool            // wait until held frames are decoded
+}
+
+func (m *remote) beginFetch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fetches++
+}
+
+// endFetch ends the wishes of the last Fetch: who waits for it goes on alone.
+func (m *remote) endFetch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fetches--; m.fetches > 0 {
+		return
+	}
+	for i := range m.frames {
+		m.frames[i].want = unwanted
+	}
+	m.stalled = false
+	m.changeLocked()
+}
+
+// wanted notes that a Fetch will bring frame i, and reports whether it has to.
+func (m *remote) wanted(i int, w want) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fr := &m.frames[i]
+	if fr.bad || m.atHandLocked(i) || m.spentLocked(i) {
+		return false
+	}
+	fr.want = max(fr.want, w)
+	return true
+}
+
+func (m *remote) atHandLocked(i int) bool {
+	return m.frames[i].place == onDisk || m.frames[i].place == inMemory
+}
+
+// spentLocked reports whether frame i was decoded and there is nowhere to keep it: to bring
+// it once more is for the demand.
+func (m *remote) spentLocked(i int) bool { return m.off && m.frames[i].used }
+
+// claimRun begins a flight of frame i and of its wanted neighbours, up to most bytes. It
+// returns none, and nothing to do before, where frame i is not to be fetched any more. by is
+// the Fetch that asks; nil is Prefetch for itself.
+func (m *remote) claimRun(i int, most int64, by *fetcher) (run frameRun, before beforeRun) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fr := &m.frames[i]
+	switch {
+	case fr.flight != nil && by != nil && fr.flight.by == by:
+		return run, before // and given back by it if it fails
+	case fr.flight != nil:
+		return run, beforeRun{first: fr.flight.over}
+	case fr.place == unknown:
+		return run, beforeRun{check: true}
+	case m.atHandLocked(i) || fr.bad || by != nil && (m.spentLocked(i) || m.off && fr.want == wantRest):
+		if fr.want != unwanted {
+			fr.want = unwanted
+			m.changeLocked()
+		}
+		return run, before
+	case by != nil && m.fullLocked():
+		return run, beforeRun{room: true}
+	}
+	free := func(k int) bool {
+		n := &m.frames[k]
+		return n.want >= fr.want && n.want != unwanted && n.place == away && n.flight == nil && !n.bad && !m.spentLocked(k) &&
+			run.bytes+int64(m.size(k)) <= most
+	}
+	run.lo, run.hi, run.bytes = i, i+1, int64(m.size(i))
+	for run.hi < len(m.frames) && free(run.hi) {
+		run.bytes += int64(m.size(run.hi))
+		run.hi++
+	}
+	for run.lo > 0 && free(run.lo-1) {
+		run.lo--
+		run.bytes += int64(m.size(run.lo))
+	}
+	for k := run.lo; k < run.hi; k++ {
+		f := &flight{over: make(chan struct{}), by: by}
+		m.frames[k].flight = f
+		run.flights = append(run.flights, f)
+	}
+	return run, before
+}
+
+// fetchRun fetches what claimRun claimed. A frame whose hash is wrong is fetched once more.
+func (m *remote) fetchRun(ctx context.Context, run frameRun) (err error) {
+	next := run.lo
+	defer func() { // what has not come, also after a panic
+		for ; next < run.hi; next++ {
+			m.land(next, run.flights[next-run.lo], away, nil)
+		}
+	}()
+	b := make([]byte, run.bytes)
+	if err := m.r.read(ctx, b, m.offset(run.lo)); err != nil {
+		return err
+	}
+	for ; next < run.hi; next++ {
+		n := m.size(next)
+		frame := b[:n:n]
+		b = b[n:]
+		if Sum(frame) != m.r.index.frames[next].hash {
+			m.r.stats.refused.Add(1)
+			if err := m.r.read(ctx, frame, m.offset(next)); err != nil {
+				return err
+			}
+			if Sum(frame) != m.r.index.frames[next].hash {
+				m.r.stats.refused.Add(1)
+				m.giveUp(next)
+				m.land(next, run.flights[next-run.lo], away, nil)
+				continue
+			}
+		}
+		p := inMemory
+		if m.store(frame, m.offset(next)) {
+			p, frame = onDisk, nil
+		}
+		m.land(next, run.flights[next-run.lo], p, frame)
+	}
+	return nil
+}
+
+func (m *remote) giveUp(i int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.frames[i].bad = true
+}
+
+// fullLocked reports whether no more frames are to be held in memory.
+func (m *remote) fullLocked() bool { return m.off && m.heldAll >= heldMost }
+
+// awaitRoom waits until another frame may be held in memory.
+func (m *remote) awaitRoom(ctx context.Context) error {
+	for {
+		m.mu.Lock()
+		full, changed := m.fullLocked(), m.changed
+		m.mu.Unlock()
+		if !full {
+			return nil
+		}
+		if err := waitFor(ctx, changed); err != nil {
+			return err
+		}
+	}
+}
+
+// stall notes whether the Fetch waits for room, which may be made by who waits for it.
+func (m *remote) stall(yes bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stalled = yes
+	m.changeLocked()
+}
+
+// check finds out whether what is on disk in the place of frame i is it.
+func (m *remote) check(i int) {
+	m.mu.Lock()
+	p := m.frames[i].place
+	m.mu.Unlock()
+	if p == unknown {
+		m.take(i, nil)
+	}
+}
+
+// await waits until frame i is at hand, in the background: for a Fetch that will bring it, or
+// for a request of its own that gives way to demand. A damaged frame is left to the demand.
+func (m *remote) await(ctx context.Context, i int, g *gate) error {
+	for {
+		m.mu.Lock()
+		fr := &m.frames[i]
+		done := m.atHandLocked(i) || fr.bad
+		var first <-chan struct{}
+		if fr.flight == nil && fr.want != unwanted && !m.stalled {
+			first = m.changed
+		}
+		m.mu.Unlock()
+		if done {
+			return nil
+		}
+		if first == nil {
+			if err := g.wait(ctx); err != nil {
+				return err
+			}
+			run, before := m.claimRun(i, 0, nil)
+			if run.hi > 0 {
+				if err := m.fetchRun(ctx, run); err != nil {
+					return err
+				}
+				continue
+			}
+			if before.check {
+				m.check(i)
+			}
+			first = before.first
+		}
+		if first != nil {
+			if err := waitFor(ctx, first); err != nil {
+				return err
+			}
+		}
+	}
+}
