@@ -93,6 +93,7 @@ type Mount struct {
 	DiskReads    int64  `json:"disk_reads"`
 	DiskBytes    int64  `json:"disk_bytes"`
 	Fetched      int64  `json:"overlay_bytes"` // read from the overlays' sources
+	Complete     bool   `json:"complete"`      // all of the overlays is on this host
 	Held         []Held `json:"held,omitempty"`
 }
 

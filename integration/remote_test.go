@@ -146,7 +146,7 @@ func TestRemoteOverlay(t *testing.T) {
 	w := newWeb(t, file)
 
 	// What a mount has decoded already, it serves without the overlay: little of it here.
-	in := l.start(w.url(), "--mount-memory", "16M")
+	in := l.start(w.url(), "--mount-memory", "16M", "--prefetch", "none", "--cache-size", "0")
 	require.Equal(t, w.url(), in.Source)
 	require.Equal(t, table.WindowHash(token, 3), ask(t, in, "GET", "/?window=3").SHA256)
 	sent := w.sent.Load()
@@ -166,7 +166,7 @@ func TestRemoteOverlay(t *testing.T) {
 	l.ok("rm", "--force", in.ID) // and with it the mount and what it has read
 
 	t.Run("abort of disk", func(t *testing.T) {
-		in := l.start(w.url(), "--mount-memory", "16M")
+		in := l.start(w.url(), "--mount-memory", "16M", "--prefetch", "none", "--cache-size", "0")
 		unpin := pinMemory(t, in)
 		defer unpin()
 		w.down()
@@ -181,7 +181,7 @@ func TestRemoteOverlay(t *testing.T) {
 		l.ok("rm", "--force", in.ID)
 	})
 	t.Run("stop", func(t *testing.T) {
-		in := l.start(w.url())
+		in := l.start(w.url(), "--prefetch", "none", "--cache-size", "0")
 		w.down()
 		p := request(t, in, "POST", "/dirty?mib=16")
 		l.waiting(in, "memory")
@@ -192,7 +192,7 @@ func TestRemoteOverlay(t *testing.T) {
 		w.up()
 	})
 	t.Run("abort", func(t *testing.T) {
-		in := l.start(w.url())
+		in := l.start(w.url(), "--prefetch", "none", "--cache-size", "0")
 		w.down()
 		p := request(t, in, "POST", "/dirty?mib=16")
 		l.waiting(in, "memory")

@@ -227,6 +227,9 @@ func openSource(ctx context.Context, ref string, rules []string) (source.Source,
 
 // open opens the overlay of a link. A file of the store needs no rule.
 func (l link) open(ctx context.Context) (source.Source, error) {
+	if l.Upload > 0 {
+		return source.OpenGrowing(l.Source, l.Upload)
+	}
 	return openSource(ctx, l.Source, l.Allow)
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -16,6 +18,8 @@ type link struct {
 	ID     string `json:"id"`
 	Source string `json:"source"` // path or URL
 	Size   int64  `json:"size,omitempty"`
+	// Upload is not 0 where Source is the file of an upload that grows to that many bytes.
+	Upload int64 `json:"upload,omitempty"`
 	// Allow are the rules that a URL must pass at every request; nil: none.
 	Allow []string `json:"allow,omitzero"`
 }
@@ -70,7 +74,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 	}()
 	for {
-		src, err := openSource(ctx, at.source, at.allow)
+		src, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.open(ctx)
 		if err != nil {
 			return l, err
 		}
@@ -80,7 +84,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 		m := r.Manifest()
 		l.readers = slices.Insert(l.readers, 0, r)
-		l.links = slices.Insert(l.links, 0, link{m.ID.String(), at.source, r.Size(), at.allow})
+		l.links = slices.Insert(l.links, 0, link{ID: m.ID.String(), Source: at.source, Size: r.Size(), Upload: at.upload, Allow: at.allow})
 		s.holdOverlay(l, at.source)
 		if m.Parent == m.Base {
 			return l, s.finish(l, m.Base.String(), m.ID)
@@ -104,7 +108,11 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 			err = errors.Join(err, l.close())
 		}
 	}()
-	for _, at := range links {
+	for i := range links {
+		at := &links[i]
+		if _, err := os.Stat(at.Source); at.Upload > 0 && errors.Is(err, fs.ErrNotExist) {
+			at.Source, at.Upload = s.overlayFile(at.ID), 0 // the upload is whole, and in the store
+		}
 		src, err := at.open(ctx)
 		if err != nil {
 			return l, err

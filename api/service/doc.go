@@ -11,6 +11,7 @@
 //	STATE/instances/ID/            record.json, vm/ (see vmm)
 //	STATE/mounts/KEY/              spec.json, log, control socket, fs (the mountpoint)
 //	STATE/profiles/ID              touch profile of an image, see overlay.MarshalProfile
+//	STATE/cache/ID-SIZE            frames of an overlay at a URL that were fetched, locked while used
 //	STATE/tmp/                     what is being made; moved to its place when whole
 //	STATE/operations/ID/           record.json; cancel: another process asks for its end
 //	STATE/active/ID                a mark: the operation has not ended

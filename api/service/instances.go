@@ -328,14 +328,18 @@ func (s *Service) Log(ctx context.Context, ref string, w io.Writer) error {
 
 // imageUsers names the living instances that run on a base or overlay.
 func (s *Service) imageUsers(image string) ([]string, error) {
+	return s.usersThat(func(r *record) bool {
+		return r.Base == image || slices.ContainsFunc(r.Links, func(l link) bool { return l.ID == image })
+	})
+}
+
+// usersThat names the living instances that use something, as uses says.
+func (s *Service) usersThat(uses func(*record) bool) ([]string, error) {
 	ids, err := s.list("instances")
 	var users []string
 	for _, id := range ids {
 		r, err := s.readRecord(id)
-		if err != nil || !r.alive() {
-			continue
-		}
-		if r.Base == image || slices.ContainsFunc(r.Links, func(l link) bool { return l.ID == image }) {
+		if err == nil && r.alive() && uses(r) {
 			users = append(users, "instance "+id)
 		}
 	}

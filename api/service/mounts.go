@@ -33,7 +33,7 @@ func (s *Service) mountPath(key string, parts ...string) string {
 // exist already, or the mount may be ended again.
 func (s *Service) mount(ctx context.Context, l *launchImage, key string, prefetch api.Prefetch) error {
 	spec := l.spec(s.mountPath(key, "fs"), s.cfg.MountMemory)
-	spec.Prefetch = prefetch
+	spec.Prefetch, spec.Cache, spec.CacheLimit = prefetch, s.path("cache"), s.cfg.CacheLimit
 	spec.Record, spec.Profile = isRecording(key), s.profilePath(spec.Image)
 	spec.Socket, spec.Alive = s.mountPath(key, "control"), s.mountPath(key, "alive")
 	lk, err := s.lockMount(ctx, key)
@@ -254,7 +254,7 @@ func (s *Service) describeMount(ctx context.Context, key string) (*api.Mount, er
 		return nil, fmt.Errorf("read status of mount %s: %w", key, err)
 	}
 	m := &api.Mount{
-		Dir: st.Mountpoint, PID: st.PID, Fetched: image.Fetched,
+		Dir: st.Mountpoint, PID: st.PID, Fetched: image.Fetched, Complete: image.Complete,
 		MemoryReads: st.Memory.Reads, MemoryBytes: st.Memory.Bytes, MemoryPushed: st.Memory.Pushed, DiskReads: st.Disk.Reads, DiskBytes: st.Disk.Bytes,
 	}
 	for _, h := range st.Held {

@@ -104,6 +104,7 @@ func (s *Service) findBase(ref string) (string, error) {
 type location struct {
 	id, source string
 	allow      []string // rules that a URL must pass; nil: none
+	upload     int64    // size that the file of an upload grows to; 0: it is none
 }
 
 func isURL(ref string) bool {
@@ -163,6 +164,10 @@ func errPath(field, ref string) error {
 
 // findLaunchFor finds what an instance can be made of, for a caller.
 func (s *Service) findLaunchFor(c Caller, ref string) (base string, at location, err error) {
+	if uploadForm.MatchString(ref) {
+		at, err = s.findUpload(ref)
+		return "", at, err
+	}
 	if c.Local {
 		return s.findLaunch(ref)
 	}
@@ -176,6 +181,15 @@ func (s *Service) findLaunchFor(c Caller, ref string) (base string, at location,
 		err = api.Errorf(api.NotFound, "%.80q is no base or overlay in %s", ref, s.cfg.Dir).Fix("see `cloudlet base list` and `cloudlet overlay list`")
 	}
 	return "", at, err
+}
+
+// findUpload finds an upload whose bytes are still arriving.
+func (s *Service) findUpload(id string) (location, error) {
+	u, err := s.readUpload(id)
+	if err == nil && u.Operation != "" {
+		err = api.Errorf(api.Conflict, "%s is whole, and taken into the store by operation %s", id, u.Operation).Fix("use the overlay that the operation names")
+	}
+	return location{source: s.uploadPath(id, "overlay"), upload: u.Size}, err
 }
 
 // findLaunch finds what an instance can be made of: a base, or an overlay.

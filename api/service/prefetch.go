@@ -39,15 +39,35 @@ func prefetch(ctx context.Context, spec MountSpec, im *overlay.Image, srv *fusef
 		return
 	}
 	p := &pusher{srv: srv, log: log, room: room / prefetchShare}
-	auto := spec.Prefetch == api.PrefetchAuto
-	if profile != nil && (auto || spec.Prefetch == api.PrefetchProfile) {
+	hot := profile != nil && (spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchProfile)
+	all := spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchOverlay
+	// Without a profile nobody knows what of a source far away the guest wants first: it asks.
+	p.patient = spec.Prefetch == api.PrefetchAuto && !hot && !im.Local()
+	if p.await(ctx) != nil || !hot && !all {
+		return
+	}
+	fetched := make(chan error, 1)
+	if im.Local() {
+		fetched <- nil
+	} else {
+		if !hot {
+			profile = nil
+		}
+		fetching, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() { fetched <- im.Fetch(fetching, profile, overlay.FetchOptions{}) }()
+	}
+	if hot {
 		if !p.push(ctx, "profile", func(ctx context.Context, push pushFunc) error { return im.Prefetch(ctx, profile, push) }) {
-			return
+			all = false
 		}
 		p.patient = true
 	}
-	if spec.Prefetch == api.PrefetchOverlay || auto && im.Local() {
+	if all {
 		p.push(ctx, "overlays", func(ctx context.Context, push pushFunc) error { return im.Prefetch(ctx, nil, push) })
+	}
+	if err := <-fetched; err != nil && ctx.Err() == nil {
+		log.Warn("the rest of the overlays is not fetched before it is asked for", "err", err)
 	}
 }
 

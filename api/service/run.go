@@ -86,7 +86,7 @@ func (s *Service) newSynthesis(ctx context.Context, caller Caller, req api.Run, 
 	if j.base, j.at, err = s.findLaunchFor(caller, req.Ref); err != nil {
 		return nil, err
 	}
-	if isRemote(j.at.source) {
+	if isRemote(j.at.source) || j.at.upload > 0 {
 		return j, nil
 	}
 	return j, s.openSynthesis(ctx, j)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 
 	"cloudlet/api"
@@ -20,17 +21,19 @@ import (
 
 // MountSpec tells a mount process what to serve and where.
 type MountSpec struct {
-	Image    string       `json:"image"` // id
-	Base     string       `json:"base"`  // folder
-	Links    []link       `json:"overlays"`
-	Hold     []string     `json:"hold"`              // folders of the store that must stay while it lives
-	Dir      string       `json:"dir"`               // mountpoint
-	Socket   string       `json:"control,omitempty"` // control socket
-	Profile  string       `json:"profile,omitempty"` // file of the image's touch profile, which need not exist
-	Prefetch api.Prefetch `json:"prefetch,omitempty"`
-	Record   bool         `json:"record,omitempty"` // record a touch profile, and push nothing
-	Alive    string       `json:"alive,omitempty"`  // file whose lock the process holds for life
-	Memory   int64        `json:"memory_limit"`     // bytes that the process should stay below, beside its indexes; 0: no limit
+	Image      string       `json:"image"` // id
+	Base       string       `json:"base"`  // folder
+	Links      []link       `json:"overlays"`
+	Hold       []string     `json:"hold"`                  // folders of the store that must stay while it lives
+	Dir        string       `json:"dir"`                   // mountpoint
+	Socket     string       `json:"control,omitempty"`     // control socket
+	Cache      string       `json:"cache,omitempty"`       // folder of frames that were fetched
+	CacheLimit int64        `json:"cache_limit,omitempty"` // bytes; less than 1: nothing is kept
+	Profile    string       `json:"profile,omitempty"`     // file of the image's touch profile, which need not exist
+	Prefetch   api.Prefetch `json:"prefetch,omitempty"`
+	Record     bool         `json:"record,omitempty"` // record a touch profile, and push nothing
+	Alive      string       `json:"alive,omitempty"`  // file whose lock the process holds for life
+	Memory     int64        `json:"memory_limit"`     // bytes that the process should stay below, beside its indexes; 0: no limit
 
 	// Starter, if not nil, is the mount's lock as inherited from the starter; it is closed
 	// once Alive is locked, so that there is no moment in which the mount seems dead.
@@ -50,8 +53,10 @@ type MountInfo struct {
 // MountStatus is what a mount's control socket says of how the overlays are read.
 type MountStatus struct {
 	overlay.ImageStats
-	Stalls []overlay.Stall `json:"stalls"`
-	Waits  Histogram       `json:"waits"` // of the kernel's reads
+	// Complete: every overlay of the chain is on this host.
+	Complete bool            `json:"complete"`
+	Stalls   []overlay.Stall `json:"stalls"`
+	Waits    Histogram       `json:"waits"` // of the kernel's reads
 }
 
 // spec returns how to mount a launch image on dir.
@@ -122,7 +127,7 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
 		Memory: waits.file(hold.File(im.File(overlay.Memory))), Disk: waits.file(hold.File(im.File(overlay.Disk))), Info: info,
 		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log, Record: spec.Record,
-		Status: func() any { return MountStatus{im.Stats(), hold.Stalls(), waits.histogram()} },
+		Status: func() any { return MountStatus{im.Stats(), complete(im), hold.Stalls(), waits.histogram()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
 		return failAs(api.Invalid, err)
@@ -161,6 +166,10 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	}
 }
 
+func complete(im *overlay.Image) bool {
+	return !slices.ContainsFunc(im.Chain(), func(r *overlay.Reader) bool { return !r.Complete() })
+}
+
 // openSpec opens base and overlays of a spec as a launch image.
 func openSpec(ctx context.Context, spec MountSpec, onClose func(func() error)) (*overlay.Image, error) {
 	base, err := overlay.OpenBase(spec.Base)
@@ -174,14 +183,28 @@ func openSpec(ctx context.Context, spec MountSpec, onClose func(func() error)) (
 		if err != nil {
 			return nil, err
 		}
-		r, err := overlay.Open(ctx, src)
+		cache, err := openCache(spec, l)
+		if err != nil {
+			return nil, errors.Join(err, src.Close())
+		}
+		if cache != nil {
+			onClose(cache.Close)
+		}
+		r, err := overlay.OpenWith(ctx, src, overlay.OpenOptions{Cache: cache})
 		if err != nil {
 			return nil, err
 		}
 		onClose(r.Close)
 		readers = append(readers, r)
 	}
-	im, err := overlay.NewImage(base, readers, overlay.ImageOptions{FrameCache: int(spec.Memory * 4 / 7)})
+	decoded, err := openDecoded(spec, readers)
+	if err != nil {
+		return nil, err
+	}
+	if decoded != nil {
+		onClose(decoded.Close)
+	}
+	im, err := overlay.NewImage(base, readers, overlay.ImageOptions{FrameCache: int(spec.Memory * 4 / 7), Decoded: decoded})
 	if err != nil {
 		return nil, err
 	}

@@ -47,6 +47,9 @@ type Config struct {
 	MinFree int64
 	// MaxOperations bounds the operations that this process works on at once; 0: 16.
 	MaxOperations int
+	// CacheLimit bounds the bytes of overlays at URLs that are kept on the host's disk after
+	// they were fetched; 0 means 10 GiB, less than 0 that nothing is kept.
+	CacheLimit int64
 	// Log takes what happens beside the results of calls; nil: nothing.
 	Log *slog.Logger
 }
@@ -56,6 +59,7 @@ type Config struct {
 const (
 	defaultMountMemory = 112 << 20
 	leastMountMemory   = 16 << 20
+	defaultCacheLimit  = 10 << 30
 )
 
 // Service is the verbs over one store. Safe for concurrent use, also with Services of other
@@ -97,13 +101,16 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if _, err := newAllowList(c.AllowURLs); err != nil {
 		return nil, err
 	}
+	if s.cfg.CacheLimit == 0 {
+		s.cfg.CacheLimit = defaultCacheLimit
+	}
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
 		return nil, fail(err)
 	}
 	s.cfg.Dir = dir
 	s.qemu.Cache = s.path("host.json")
-	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "profiles", "tmp", "operations", "active", "keys", "uploads", "counts"} {
+	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "profiles", "cache", "tmp", "operations", "active", "keys", "uploads", "counts"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, noStore(err)
 		}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"cloudlet/api"
@@ -142,6 +144,15 @@ func (s *Service) DeleteUpload(ctx context.Context, id string) error {
 		return fail(err)
 	}
 	defer lk.unlock()
+	users, err := s.usersThat(func(r *record) bool {
+		return slices.ContainsFunc(r.Links, func(l link) bool { return l.Source == s.uploadPath(id, "overlay") })
+	})
+	if err == nil && len(users) > 0 {
+		err = api.Errorf(api.Conflict, "%s is used by %s", id, strings.Join(users, ", ")).Fix("remove what uses it first, or send the rest")
+	}
+	if err != nil {
+		return fail(err)
+	}
 	return fail(os.RemoveAll(s.uploadPath(id)))
 }
 

@@ -28,6 +28,7 @@ type environment struct {
 	server      string // "" is the daemon of state, or this process
 	tokenFile   string
 	mountMemory bytesFlag
+	cacheSize   bytesFlag
 	json        bool
 	verbose     bool
 }
@@ -134,6 +135,8 @@ A first walk:
 	flags := root.PersistentFlags()
 	flags.StringVar(&env.state, "state", defaultState(env), "folder of the store ($CLOUDLET_STATE)")
 	env.mountMemory = 112 << 20
+	env.cacheSize = 10 << 30
+	flags.Var(&env.cacheSize, "cache-size", "disk for what was fetched of overlays at URLs; 0 keeps nothing")
 	flags.Var(&env.mountMemory, "mount-memory", "memory that the process of a mount should stay below, about half of it for decoded frames")
 	flags.StringVar(&env.server, "server", env.getenv("CLOUDLET_SERVER"), "use the service at http(s)://HOST:PORT or unix:PATH ($CLOUDLET_SERVER)")
 	flags.StringVar(&env.tokenFile, "token-file", env.getenv("CLOUDLET_TOKEN_FILE"), "file with the token for --server ($CLOUDLET_TOKEN_FILE)")

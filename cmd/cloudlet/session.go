@@ -136,7 +136,11 @@ func (env *environment) config() (service.Config, error) {
 	if err != nil {
 		return service.Config{}, fmt.Errorf("find this program: %w", err)
 	}
-	return service.Config{Dir: env.state, Program: []string{exe}, MountMemory: int64(env.mountMemory), Log: env.log()}, nil
+	cache := int64(env.cacheSize)
+	if cache == 0 {
+		cache = -1
+	}
+	return service.Config{Dir: env.state, Program: []string{exe}, MountMemory: int64(env.mountMemory), CacheLimit: cache, Log: env.log()}, nil
 }
 
 // submitGrace is how long the answer to a request that begins work is awaited after Ctrl-C:
