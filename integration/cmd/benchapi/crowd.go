@@ -27,21 +27,23 @@ const (
 
 // crowdResult is about many clients while instances run.
 type crowdResult struct {
-	Pollers   int     `json:"pollers"`
-	Streams   int     `json:"streams"`
-	Minutes   float64 `json:"minutes"`
-	Gets      int     `json:"gets"`
-	P50       float64 `json:"get_p50_s"`
-	P99       float64 `json:"get_p99_s"`
-	Max       float64 `json:"get_max_s"`
-	Events    int64   `json:"events"` // states of operations that the streams brought
-	Followed  int64   `json:"operations_followed_to_their_end"`
-	Answers   int64   `json:"guest_answers"`
-	Early     int64   `json:"rss_early_bytes"` // median around minute 1
-	Late      int64   `json:"rss_late_bytes"`  // median at the end
-	RSS       []int64 `json:"rss_bytes"`       // each second
-	FilesLate int     `json:"descriptors"`     // at the end
-	FilesLeft int     `json:"descriptors_after_the_crowd"`
+	Pollers int     `json:"pollers"`
+	Streams int     `json:"streams"`
+	Minutes float64 `json:"minutes"`
+	Gets    int     `json:"gets"`
+	P50     float64 `json:"get_p50_s"`
+	P99     float64 `json:"get_p99_s"`
+	Max     float64 `json:"get_max_s"`
+	// P99Of is the same for each kind of GET.
+	P99Of     map[string]float64 `json:"get_p99_of_s"`
+	Events    int64              `json:"events"` // states of operations that the streams brought
+	Followed  int64              `json:"operations_followed_to_their_end"`
+	Answers   int64              `json:"guest_answers"`
+	Early     int64              `json:"rss_early_bytes"` // median around minute 1
+	Late      int64              `json:"rss_late_bytes"`  // median at the end
+	RSS       []int64            `json:"rss_bytes"`       // each second
+	FilesLate int                `json:"descriptors"`     // at the end
+	FilesLeft int                `json:"descriptors_after_the_crowd"`
 }
 
 // crowd lets clients poll and follow operations while two instances of the launch answer
@@ -69,7 +71,7 @@ func (b *bench) crowd(ctx context.Context, d *daemon) (err error) {
 	url := "http://" + link.Addr + "/overlay"
 
 	r := &crowdResult{Pollers: pollers, Streams: streams, Minutes: b.stay.Minutes()}
-	c := &crowd{daemon: d, instances: list, next: make(chan struct{})}
+	c := &crowd{daemon: d, instances: list, next: make(chan struct{}), gets: map[string][]float64{}}
 	stay, leave := context.WithCancel(ctx)
 	defer leave()
 	g, gctx := errgroup.WithContext(stay)
@@ -95,7 +97,13 @@ func (b *bench) crowd(ctx context.Context, d *daemon) (err error) {
 	if r.FilesLeft, err = descriptors(d.pid); err != nil {
 		return err
 	}
-	r.Gets, r.P50, r.P99, r.Max = len(c.gets), quantile(c.gets, 0.5), quantile(c.gets, 0.99), quantile(c.gets, 1)
+	var all []float64
+	r.P99Of = map[string]float64{}
+	for kind, took := range c.gets {
+		all = append(all, took...)
+		r.P99Of[kind] = quantile(took, 0.99)
+	}
+	r.Gets, r.P50, r.P99, r.Max = len(all), quantile(all, 0.5), quantile(all, 0.99), quantile(all, 1)
 	r.Events, r.Followed, r.Answers = c.events.Load(), c.followed.Load(), c.answers.Load()
 	r.Early, r.Late = flatness(r.RSS)
 	b.r.Crowd = r
@@ -110,9 +118,9 @@ type crowd struct {
 	events, followed, answers atomic.Int64
 
 	mu   sync.Mutex
-	op   api.Operation // the present one
-	next chan struct{} // closed when there is another
-	gets []float64     // how long requests took, in seconds
+	op   api.Operation        // the present one
+	next chan struct{}        // closed when there is another
+	gets map[string][]float64 // how long requests took, in seconds, by what they were for
 }
 
 // present returns the operation that is to be followed, and a channel that is closed when
@@ -164,29 +172,34 @@ func (c *crowd) poll(ctx context.Context, i int) error {
 	if !pause(ctx, pollPause*time.Duration(i)/pollers) { // they do not come all at once
 		return nil
 	}
-	var took []float64
+	took := map[string][]float64{}
 	defer func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.gets = append(c.gets, took...)
+		for kind, seconds := range took {
+			c.gets[kind] = append(c.gets[kind], seconds...)
+		}
 	}()
 	tick := time.NewTicker(pollPause)
 	defer tick.Stop()
 	for ; ; i++ {
 		op, _ := c.present()
-		begun := time.Now()
+		begun, kind := time.Now(), ""
 		switch {
 		case i%3 == 0:
+			kind = "instance"
 			_, err = cl.Instance(ctx, c.instances[i%len(c.instances)].ID)
 		case i%3 == 1 || op.ID == "":
+			kind = "instances"
 			_, err = cl.Instances(ctx, false)
 		default:
+			kind = "operation"
 			_, err = cl.Operation(ctx, op.ID)
 		}
 		if err != nil {
 			return unless(ctx, err)
 		}
-		took = append(took, time.Since(begun).Seconds())
+		took[kind] = append(took[kind], time.Since(begun).Seconds())
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
