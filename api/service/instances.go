@@ -10,12 +10,14 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"cloudlet/api"
 	"cloudlet/fusefs"
 	"cloudlet/vmm"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -96,20 +98,30 @@ func (s *Service) checkInstanceName(name string) error {
 	return err
 }
 
+// maxSeeing is how many instances are asked at once: most of the time goes into waiting for
+// QEMU and mount processes.
+const maxSeeing = 16
+
 // Instances lists the instances, the oldest first; ended ones only with all.
 func (s *Service) Instances(ctx context.Context, all bool) ([]api.Instance, error) {
 	ids, err := s.list("instances")
 	if err != nil {
 		return nil, fail(err)
 	}
+	seen, errs := make([]api.Instance, len(ids)), make([]error, len(ids))
+	var g errgroup.Group
+	g.SetLimit(maxSeeing)
+	for i, id := range ids {
+		g.Go(func() error { seen[i], errs[i] = s.see(ctx, id); return nil })
+	}
+	g.Wait() // no error of its own
 	out := []api.Instance{}
-	for _, id := range ids {
-		in, err := s.see(ctx, id)
-		if os.IsNotExist(err) {
+	for i, in := range seen {
+		if os.IsNotExist(errs[i]) {
 			continue // removed since, or being made
 		}
-		if err != nil {
-			return nil, fail(err)
+		if errs[i] != nil {
+			return nil, fail(errs[i])
 		}
 		if all || in.State != api.Stopped && in.State != api.Lost {
 			out = append(out, in)
@@ -159,7 +171,12 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 	if !s.mountLives(r.Mount) {
 		return s.endLost(ctx, r, vm)
 	}
+	var mount *api.Mount
+	var merr error
+	var asking sync.WaitGroup
+	asking.Go(func() { mount, merr = s.describeMount(ctx, r.Mount) })
 	status, err := vm.Status(ctx)
+	asking.Wait()
 	if err != nil && ctx.Err() == nil {
 		status = vmm.Status{State: vmm.Running, Reason: fmt.Sprintf("QEMU does not answer: %v", err)}
 	}
@@ -171,8 +188,8 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 	for _, f := range vm.Forwards() {
 		in.Endpoints = append(in.Endpoints, api.Endpoint{Guest: f.Guest, Address: fmt.Sprintf("%s:%d", f.Addr, f.Host)})
 	}
-	if in.Mount, err = s.describeMount(ctx, r.Mount); err != nil {
-		in.Reason = joinReason(in.Reason, fmt.Sprintf("its mount does not answer: %v", err))
+	if in.Mount = mount; merr != nil {
+		in.Reason = joinReason(in.Reason, fmt.Sprintf("its mount does not answer: %v", merr))
 	} else if n := len(in.Mount.Held); n > 0 {
 		in.Reason = joinReason(in.Reason, fmt.Sprintf("waits for %d pages: %s", n, in.Mount.Held[0].Error))
 	}
