@@ -1,5 +1,5 @@
-// Package source reads the bytes of an overlay file from where they are: a local file, or a
-// web server that answers range requests.
+// Package source reads the bytes of an overlay file from where they are: a local file, one
+// that somebody still appends to, or a web server.
 //
 // A Source is an immutable run of bytes of known size. ReadAt fills the buffer wholly or
 // returns an error, io.EOF only where the buffer reaches over the end; it obeys its context
@@ -10,6 +10,10 @@
 // A Source over a network retries one request with back-off, and goes on where the last
 // answer ended. When it gives up, Temporary tells whether a later attempt may succeed: an
 // outage is temporary; a file that is gone, forbidden or changed is not.
+//
+// Some sources grow: the file of an upload, and the download from a web server that does not
+// answer ranges. Their bytes come in order, a read waits for its own, and once all are there
+// the source is a local one.
 //
 // Names and errors never hold what may be a secret of a URL: user, password and query are
 // left out.

@@ -90,23 +90,22 @@ func (g *GrowingFile) look() error {
 	return g.err
 }
 
-// ReadAt implements Source.
+// ReadAt implements Source; it waits until the bytes are there.
 func (g *GrowingFile) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	want, err := clamp(g.String(), len(p), off, g.size)
 	if err != nil {
 		return 0, err
 	}
-	if err := g.wait(ctx, off+int64(want), want > 0); err != nil {
-		return 0, err
+	if want > 0 && !g.there(off+int64(want)) {
+		if err := g.wait(ctx, off+int64(want)); err != nil {
+			return 0, err
+		}
 	}
 	return g.File.ReadAt(ctx, p, off)
 }
 
 // wait waits until the first n bytes are there.
-func (g *GrowingFile) wait(ctx context.Context, n int64, any bool) error {
-	if g.there(n) || !any {
-		return nil
-	}
+func (g *GrowingFile) wait(ctx context.Context, n int64) error {
 	begin := time.Now()
 	tick := time.NewTicker(growPoll)
 	defer tick.Stop()

@@ -21,15 +21,21 @@ const httpHead = 64 << 10
 
 const maxRedirects = 5
 
+// enough is how many bytes of a broken answer make it worth to ask on at once.
+const enough = 16 << 10
+
 // HTTPOptions says how to read from a web server. Its zero value works.
 type HTTPOptions struct {
 	Client     *http.Client  // nil: one of its own, with connections enough for many readers
 	Header     http.Header   // sent with every request, not to another host after a redirect
-	Timeout    time.Duration // longest silence of the server within an attempt; 0: 20 s
+	Timeout    time.Duration // longest silence of the server within an attempt; 0: 15 s
 	Retries    int           // attempts after the first that bring no byte; 0: 5, negative: none
 	Backoff    time.Duration // before the first retry, doubled each time, with jitter; 0: 100 ms
 	MaxBackoff time.Duration // 0: 5 s
 	MaxSize    int64         // a larger file is refused; 0: any size
+	// Spool, if not empty, is a folder for an unnamed file into which all is downloaded, from
+	// the beginning on, where a server does not answer ranges; without it such one is refused.
+	Spool string
 
 	// Check, if not nil, refuses a URL by an error: the one that is opened, and the target of
 	// each redirect before it is asked.
@@ -41,7 +47,7 @@ type HTTPOptions struct {
 
 func (o HTTPOptions) withDefaults() HTTPOptions {
 	if o.Timeout <= 0 {
-		o.Timeout = 20 * time.Second
+		o.Timeout = 15 * time.Second
 	}
 	if o.Retries == 0 {
 		o.Retries = 5
@@ -64,6 +70,7 @@ type HTTP struct {
 	client *http.Client
 	own    *http.Transport // nil: the caller's client
 	closed atomic.Bool
+	spool  *spool // nil: the server answers ranges
 
 	size      int64 // -1 until the first answer
 	validator validator
@@ -89,7 +96,7 @@ func (v validator) strong() string {
 }
 
 // OpenHTTP asks for the beginning of a file, which tells its size and version. The server
-// must answer range requests and send an ETag or Last-Modified.
+// must answer range requests and send an ETag or Last-Modified, or see HTTPOptions.Spool.
 func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 	u, err := url.Parse(ref)
 	if err != nil {
@@ -120,6 +127,9 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 	h.client.CheckRedirect = h.checkRedirect
 	head := make([]byte, httpHead)
 	n, err := h.retry(ctx, head, 0)
+	if errors.Is(err, errNoRanges) && o.Spool != "" {
+		n, err = 0, h.openSpool(ctx, o.Spool)
+	}
 	if err != nil {
 		return nil, errors.Join(h.fail("open", err), h.Close())
 	}
@@ -146,11 +156,17 @@ func (h *HTTP) String() string { return h.name }
 func (h *HTTP) ETag() string { return h.validator.etag }
 
 // Close ends the source; reads after it are refused.
-func (h *HTTP) Close() error {
-	if !h.closed.Swap(true) && h.own != nil {
+func (h *HTTP) Close() (err error) {
+	if h.closed.Swap(true) {
+		return nil
+	}
+	if h.spool != nil {
+		err = h.spool.close()
+	}
+	if h.own != nil {
 		h.own.CloseIdleConnections()
 	}
-	return nil
+	return err
 }
 
 // ReadAt implements Source by one request, or more if the server breaks off.
@@ -165,6 +181,14 @@ func (h *HTTP) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, h.fail("read", err)
 	}
+	if h.spool != nil {
+		if want > 0 {
+			if err := h.spool.read(ctx, p[:want], off); err != nil {
+				return 0, h.fail("read", err)
+			}
+		}
+		return want, atEnd(want, p)
+	}
 	n := 0
 	if off < int64(len(h.head)) {
 		n = copy(p[:want], h.head[off:])
@@ -176,10 +200,15 @@ func (h *HTTP) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 			return n, h.fail("read", err)
 		}
 	}
-	if want < len(p) {
-		return n, io.EOF
+	return n, atEnd(want, p)
+}
+
+// atEnd returns io.EOF where only n bytes of p lie within the file.
+func atEnd(n int, p []byte) error {
+	if n < len(p) {
+		return io.EOF
 	}
-	return n, nil
+	return nil
 }
 
 func (h *HTTP) fail(op string, err error) error {
@@ -211,6 +240,10 @@ func (h *HTTP) retry(ctx context.Context, p []byte, off int64) (n int, err error
 		var temp temporaryError
 		if !errors.As(err, &temp) {
 			return n, err
+		}
+		if k >= enough { // a server that closes after every piece
+			try = -1
+			continue
 		}
 		if k > 0 || first && h.size >= 0 {
 			try = 0
@@ -248,15 +281,11 @@ func (h *HTTP) attempt(ctx context.Context, p []byte, off int64) (n int, err err
 	defer cancel(nil)
 	silence := time.AfterFunc(h.o.Timeout, func() { cancel(fmt.Errorf("%w for %s", errSilent, h.o.Timeout)) })
 	defer silence.Stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+	req, err := h.request(ctx)
 	if err != nil {
-		return 0, errors.New("not a valid URL")
-	}
-	for key, values := range h.o.Header {
-		req.Header[http.CanonicalHeaderKey(key)] = values
+		return 0, err
 	}
 	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1))
-	req.Header.Set("Accept-Encoding", "identity")
 	if v := h.validator.strong(); v != "" {
 		req.Header.Set("If-Range", v)
 	}
@@ -284,6 +313,18 @@ func (h *HTTP) attempt(ctx context.Context, p []byte, off int64) (n int, err err
 		return n, errors.New("the server sends more bytes than were asked for")
 	}
 	return n, nil
+}
+
+func (h *HTTP) request(ctx context.Context) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+	if err != nil {
+		return nil, errors.New("not a valid URL")
+	}
+	for key, values := range h.o.Header {
+		req.Header[http.CanonicalHeaderKey(key)] = values
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	return req, nil
 }
 
 // requestError makes of a failed request a temporary error, unless it can never succeed.

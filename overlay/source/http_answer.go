@@ -10,6 +10,8 @@ import (
 
 const useFile = "download the file and use its path"
 
+var errNoRanges = errors.New("the server does not support ranges")
+
 // checkAnswer holds an answer against the n bytes at off that were asked for and against
 // what is known of the file, and returns how many bytes follow. The first right answer says
 // size and version.
@@ -24,7 +26,7 @@ func (h *HTTP) checkAnswer(resp *http.Response, off, n int64) (int64, error) {
 		if h.size < 0 && resp.ContentLength == 0 {
 			return 0, h.accept(v, 0)
 		}
-		return 0, errors.New("the server does not support ranges: " + useFile)
+		return 0, fmt.Errorf("%w: %s", errNoRanges, useFile)
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
 		if h.size < 0 && resp.Header.Get("Content-Range") == "bytes */0" {
 			return 0, h.accept(v, 0)
@@ -33,8 +35,8 @@ func (h *HTTP) checkAnswer(resp *http.Response, off, n int64) (int64, error) {
 	default:
 		return 0, statusError(resp.StatusCode)
 	}
-	if e := resp.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return 0, fmt.Errorf("the server encodes the file (%.20s) though that was refused: %s", e, useFile)
+	if err := checkEncoding(resp.Header); err != nil {
+		return 0, err
 	}
 	first, last, size, err := parseContentRange(resp.Header.Get("Content-Range"))
 	if err != nil {
@@ -63,10 +65,22 @@ func (h *HTTP) accept(v validator, size int64) error {
 	if size > 0 && v == (validator{}) {
 		return errors.New("the server sends neither ETag nor Last-Modified, so a change would not be seen: " + useFile)
 	}
+	return h.acceptUnversioned(v, size)
+}
+
+// acceptUnversioned is accept for a file that is fetched by one request.
+func (h *HTTP) acceptUnversioned(v validator, size int64) error {
 	if h.o.MaxSize > 0 && size > h.o.MaxSize {
 		return fmt.Errorf("the file has %d bytes, the limit is %d", size, h.o.MaxSize)
 	}
 	h.size, h.validator = size, v
+	return nil
+}
+
+func checkEncoding(h http.Header) error {
+	if e := h.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return fmt.Errorf("the server encodes the file (%.20s) though that was refused: %s", e, useFile)
+	}
 	return nil
 }
 
