@@ -116,7 +116,8 @@ func (s *Service) startMountProcess(ctx context.Context, spec, logPath string, l
 	defer stop()
 	said, err := io.ReadAll(io.LimitReader(ready, 6))
 	if string(said) == "ready\n" {
-		return cmd.Process.Release()
+		go cmd.Wait() // ends with the mount: a daemon keeps no dead child
+		return nil
 	}
 	cmd.Process.Kill() // our own child, not yet waited for: the pid is its own
 	cmd.Wait()         // its exit status says nothing that its log does not
