@@ -74,7 +74,7 @@ func (s *Service) admitDisk(n, promised int64) error {
 	if err != nil {
 		return err
 	}
-	if n+promised+s.cfg.MinFree > free {
+	if n > free-promised-s.cfg.MinFree { // n is whatever a caller says: a sum might overflow
 		return api.Errorf(api.Unavailable, "%s are needed in %s; %s are free, %s of them promised to other work and %s to stay free",
 			bytesText(n), s.cfg.Dir, bytesText(free), bytesText(promised), bytesText(s.cfg.MinFree)).Fix(remedySpace)
 	}

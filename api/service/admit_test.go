@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,6 +42,7 @@ func TestAdmission(t *testing.T) {
 		{"memory of the host", func(*Config) {}, nil, run(1 << 50), []string{"needs 1048576.0 GiB", "available", "0 bytes of it are promised"}},
 		{"memory of the host, promised", func(*Config) {}, []need{run(1 << 29)}, run(1 << 50), []string{"512.0 MiB of it are promised"}},
 		{"disk", func(*Config) {}, nil, need{Disk: 1 << 60}, []string{"1073741824.0 GiB are needed", "are free, 0 bytes of them promised"}},
+		{"more disk than a sum can hold", func(c *Config) { c.MinFree = 1 }, []need{{Disk: 1}}, need{Disk: math.MaxInt64}, []string{"8589934592.0 GiB are needed"}},
 		{"disk that is to stay free", func(c *Config) { c.MinFree = 1 << 60 }, nil, run(1), []string{"1073741824.0 GiB to stay free"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
