@@ -159,6 +159,7 @@ func TestTooManyRequests(t *testing.T) {
 	require.Equal(t, "1", resp.Header.Get("Retry-After"))
 	require.Equal(t, api.Unavailable, as[problem](t, resp).Code)
 	require.Equal(t, 200, s.request(t.Context(), "GET", "/healthz", nil).StatusCode)
+	require.Equal(t, 200, s.do(call{method: "GET", path: "/v1/bases"}).StatusCode, "a caller on this host is not shut out by others")
 	cancel()
 	require.Eventually(t, func() bool { return s.request(t.Context(), "GET", "/v1/bases", nil).StatusCode == 200 }, 5*time.Second, time.Millisecond)
 }

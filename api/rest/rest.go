@@ -66,7 +66,7 @@ type Limits struct {
 	Body     int64         // bytes of a JSON body; 1 MiB
 	BodyTime time.Duration // in which a JSON body must arrive; 30 s
 	Stall    time.Duration // without a byte of an upload coming in or of an answer going out; 60 s
-	Requests int           // at once, event streams and long polls included; 512
+	Requests int           // of callers with a token at once, event streams and long polls included; 512
 	Wait     time.Duration // longest long poll; 5 minutes
 	Keep     time.Duration // between two comments that keep an event stream alive; 15 s
 }
@@ -158,6 +158,9 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		case s.slots <- struct{}{}:
 			defer func() { <-s.slots }()
 		default:
+			if who.local {
+				break // the operator on this host can always look, and cancel
+			}
 			writeProblem(w, refuse(http.StatusServiceUnavailable, "%d requests are under way, and no more are taken", s.limits.Requests).fix("ask again"))
 			return
 		}
