@@ -62,7 +62,7 @@ type Instance struct {
 	Image     string     `json:"image"`            // id of the launch image: last overlay, or base
 	Base      string     `json:"base"`
 	Overlays  []string   `json:"overlays,omitempty"` // ids, the one on the base first
-	Source    string     `json:"source,omitempty"`   // file or URL of the last overlay where it is not in the store
+	Source    string     `json:"source,omitempty"`   // file or URL, without user and query, of the last overlay where it is not in the store
 	Created   time.Time  `json:"created"`
 	Ended     time.Time  `json:"ended,omitzero"`
 	PID       int        `json:"pid,omitempty"` // of QEMU

@@ -124,7 +124,7 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 		l.readers = append(l.readers, r)
 		s.holdOverlay(l, at.Source)
 		if r.ID().String() != at.ID {
-			return l, api.Errorf(api.Conflict, "%s holds overlay %.12s now, not %.12s: it was replaced", at.Source, r.ID(), at.ID).Fix("put the overlay back")
+			return l, api.Errorf(api.Conflict, "%s holds overlay %.12s now, not %.12s: it was replaced", shownRef(at.Source), r.ID(), at.ID).Fix("put the overlay back")
 		}
 	}
 	return l, s.finish(l, base, overlay.Hash{})

@@ -51,7 +51,7 @@ func fail(err error) error {
 		return out(api.Unavailable, "run as a user who may, or as root")
 	case errors.Is(err, errLocked):
 		return out(api.Conflict, "wait until it has finished, then try again")
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP):
 		return out(api.NotFound, "")
 	case errors.As(err, &read):
 		return out(api.Unavailable, "")

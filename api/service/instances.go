@@ -210,7 +210,7 @@ func (r *record) describe() api.Instance {
 	}
 	for _, l := range r.Links {
 		in.Overlays = append(in.Overlays, l.ID)
-		in.Source = l.Source
+		in.Source = shownRef(l.Source)
 	}
 	return in
 }

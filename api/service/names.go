@@ -127,7 +127,7 @@ func (s *Service) findOverlay(ref string) (location, error) {
 	if info, err := os.Stat(ref); err == nil && info.Mode().IsRegular() {
 		abs, err := filepath.Abs(ref)
 		return location{source: abs}, err
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
+	} else if errors.Is(err, fs.ErrPermission) {
 		return location{}, err
 	}
 	return location{}, api.Errorf(api.NotFound, "no overlay %q in %s, and no file of that name", ref, s.cfg.Dir).Fix("see `cloudlet overlay list`")

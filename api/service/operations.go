@@ -200,7 +200,7 @@ func (op *operation) aim(kind, id string) {
 func (op *operation) snapshot() api.Operation {
 	op.mu.Lock()
 	defer op.mu.Unlock()
-	return op.record.Operation
+	return op.record.shown()
 }
 
 // conclude records how an operation has ended, on disk before anybody is told.

@@ -142,9 +142,9 @@ func (s *Service) importOverlay(ctx context.Context, at location, name string, p
 	defer func() { err = errors.Join(s.spaceError(err), st.drop()) }()
 	err = writeFile(filepath.Join(st.dir, "overlay"), func(f *os.File) error { return copySource(ctx, f, src, p) })
 	if err != nil {
-		return out, fmt.Errorf("import overlay %s: %w", at.source, err)
+		return out, fmt.Errorf("import overlay %s: %w", src, err)
 	}
-	return s.verifyAndKeep(ctx, st.dir, at.source, name, p)
+	return s.verifyAndKeep(ctx, st.dir, shownRef(at.source), name, p)
 }
 
 // verifyAndKeep checks the file "overlay" in dir and moves it into the store.

@@ -150,6 +150,12 @@ func (s *Service) submitCreateBase(ctx context.Context, t *task, req api.CreateB
 		if err := checkPath(t.caller, path.field, path.value); err != nil {
 			return err
 		}
+		if err := checkFile(path.field, path.value, path.field == "disk"); err != nil {
+			return err
+		}
+	}
+	if req.CPUs < 0 {
+		return invalid("cpus", "%d CPUs", req.CPUs).Fix("leave it out to have one")
 	}
 	if (req.Initrd != "" || req.Append != "") && req.Kernel == "" {
 		return invalid("kernel", "initrd and append go with a kernel")
@@ -282,8 +288,24 @@ func checkPath(c Caller, field, path string) error {
 	switch {
 	case !c.Local:
 		return errPath(field, path)
+	case strings.ContainsRune(path, 0):
+		return invalid(field, "%.200q is no path: it has a zero byte", path)
 	case !filepath.IsAbs(path):
 		return invalid(field, "%.200q is not an absolute path", path).Fix("give the whole path, from / on")
+	}
+	return nil
+}
+
+// checkFile refuses a file of this host from which a base could not be made: whoever opens
+// a pipe waits for its other end, for ever. A disk may also be a block device.
+func checkFile(field, path string, disk bool) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return invalidAs(api.CodeOf(fail(err)), field, "%w", err)
+	}
+	device := info.Mode().Type() == os.ModeDevice // ModeCharDevice is set as well for others
+	if !info.Mode().IsRegular() && !(disk && device) {
+		return invalid(field, "%.200q is not a regular file", path)
 	}
 	return nil
 }

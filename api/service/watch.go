@@ -35,7 +35,7 @@ func (s *Service) Operations(ctx context.Context) ([]api.Operation, error) {
 		}
 		out := make([]api.Operation, 0, len(records))
 		for _, r := range records[max(0, len(records)-keptOperations):] {
-			op := r.Operation
+			op := r.shown()
 			if !r.State.Ended() {
 				if op, _, err = s.look(ctx, r.ID); err != nil {
 					return nil, err
@@ -65,10 +65,10 @@ func (s *Service) look(ctx context.Context, id string) (api.Operation, <-chan st
 	if op := s.own(id); op != nil {
 		op.mu.Lock()
 		defer op.mu.Unlock()
-		return op.record.Operation, op.changed, nil
+		return op.record.shown(), op.changed, nil
 	}
 	r, err := s.settle(ctx, id)
-	return r.Operation, nil, err
+	return r.shown(), nil, err
 }
 
 // WaitOperation returns an operation once its version is above after or it has ended. When
