@@ -104,10 +104,13 @@ func (im *Image) Local() bool {
 // Size returns the size of image s in bytes.
 func (im *Image) Size(s Space) int64 { return im.base.Size(s) }
 
-// Close ends the fetches under way and waits for them. Base and readers stay open.
+// Close ends the fetches and writes under way and waits for them. Base and readers stay open.
 func (im *Image) Close() error {
 	im.cancel(ErrClosed)
 	im.cache.close()
+	if im.kept != nil {
+		im.kept.writes.Wait()
+	}
 	return nil
 }
 

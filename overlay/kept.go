@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"os"
+	"sync"
 	"sync/atomic"
 )
 
@@ -13,7 +14,13 @@ type keptPages struct {
 	has   [][]atomic.Bool // per overlay and frame
 	count atomic.Int64
 	off   atomic.Bool // a write has failed: what is there stays in use
+
+	writes  sync.WaitGroup
+	pending atomic.Int64 // bytes that wait to be written
 }
+
+// keptPending bounds the decoded bytes that wait for a slow disk: what is over is not kept.
+const keptPending = 8 << 20
 
 func newKeptPages(f *os.File, chain []*Reader) *keptPages {
 	k := &keptPages{file: f}
@@ -26,18 +33,25 @@ func newKeptPages(f *os.File, chain []*Reader) *keptPages {
 	return k
 }
 
-// keep writes the pages of a frame; first is the number of its first stored page.
+// keep writes the pages of a frame, which must not change, while their reader goes on; first
+// is the number of the frame's first stored page.
 func (k *keptPages) keep(key frameKey, first int, pages []byte) {
-	if k.off.Load() || k.has[key.level][key.frame].Load() {
+	has, n := &k.has[key.level][key.frame], int64(len(pages))
+	if k.off.Load() || has.Load() {
 		return
 	}
-	if _, err := k.file.WriteAt(pages, int64(k.first[key.level]+first)*PageSize); err != nil {
-		k.off.Store(true)
+	if k.pending.Add(n) > keptPending {
+		k.pending.Add(-n)
 		return
 	}
-	if !k.has[key.level][key.frame].Swap(true) {
-		k.count.Add(1)
-	}
+	k.writes.Go(func() {
+		defer k.pending.Add(-n)
+		if _, err := k.file.WriteAt(pages, int64(k.first[key.level]+first)*PageSize); err != nil {
+			k.off.Store(true)
+		} else if !has.Swap(true) {
+			k.count.Add(1)
+		}
+	})
 }
 
 // holds reports whether the pages of a frame can be read.
