@@ -14,9 +14,9 @@ import (
 
 func main() {
 	d := &demo{}
-	flag.StringVar(&d.program, "cloudlet", "build/cloudlet", "the program")
-	flag.StringVar(&d.guestDir, "guest", "build/appguest", "folder of the guest, which is built if missing")
-	flag.StringVar(&d.dir, "dir", "build/demo", "folder to work in; what is expensive is kept there")
+	flag.StringVar(&d.options.Program, "cloudlet", "build/cloudlet", "the program")
+	flag.StringVar(&d.options.GuestDir, "guest", "build/appguest", "folder of the guest, which is built if missing")
+	flag.StringVar(&d.options.Dir, "dir", "build/demo", "folder to work in; what is expensive is kept there")
 	flag.StringVar(&d.out, "o", "build/demo.json", "file for the results")
 	flag.StringVar(&d.picture, "svg", "build/demo.svg", "file for the picture")
 	flag.IntVar(&d.rounds, "rounds", 5, "rounds of measuring, every way once in each")

@@ -5,6 +5,8 @@ import (
 	"os"
 	"testing"
 
+	"cloudlet/integration/demoguest"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -16,7 +18,7 @@ func TestReadmeTable(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &r))
 	readme, err := os.ReadFile("../../../README.md")
 	require.NoError(t, err)
-	rows := (&demo{}).rows()
+	rows := (&demo{Lab: &demoguest.Lab{}}).rows()
 	require.Contains(t, string(readme), tableBegin+markdown(rows, &r)+tableEnd)
 	svg, err := os.ReadFile("../../../docs/demo.svg")
 	require.NoError(t, err)

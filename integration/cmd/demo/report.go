@@ -40,7 +40,7 @@ type results struct {
 }
 
 func newResults(d *demo) *results {
-	return &results{OverlayBytes: d.made.Size, EagerBytes: d.made.EagerBytes, Rounds: d.rounds, All: map[string][]float64{}, reads: map[string][]int64{}}
+	return &results{OverlayBytes: d.Made.Size, EagerBytes: d.Made.EagerBytes, Rounds: d.rounds, All: map[string][]float64{}, reads: map[string][]int64{}}
 }
 
 func (r *results) add(key string, took time.Duration) {
@@ -66,11 +66,11 @@ func (d *demo) report(ctx context.Context, r *results) error {
 	r.Eager, r.OwnEager, r.ColdBoot = median(r.All["eager"]), median(r.All["own eager"]), median(r.All["cold boot"])
 	r.SecondInstance, r.ThirdInstance = median(r.All["second"]), median(r.All["third"])
 	r.SecondRead = slices.Max(r.reads["second"])
-	h, err := d.qemu().Probe(ctx)
+	h, err := d.QEMU().Probe(ctx)
 	if err != nil {
 		return err
 	}
-	r.Host = host(h.QEMU, d.machine.Accelerator)
+	r.Host = host(h.QEMU, d.Machine.Accelerator)
 
 	rows := d.rows()
 	fmt.Printf("\nSeconds from the request to the first right answer: median of %d rounds (least to most)\n", r.Rounds)

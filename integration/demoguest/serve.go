@@ -1,4 +1,4 @@
-package main
+package demoguest
 
 import (
 	"context"
@@ -16,15 +16,15 @@ import (
 // serveBound is how long the daemon may take to begin and to end.
 const serveBound = 30 * time.Second
 
-// serve runs the daemon over the demo's store until stop is called. It ends with the demo,
+// serve runs the daemon over the store until stop is called. It ends with this process,
 // however that ends.
-func (d *demo) serve(ctx context.Context) (stop func() error, err error) {
-	log, err := os.Create(d.path("serve.log"))
+func (l *Lab) serve(ctx context.Context) (stop func() error, err error) {
+	log, err := os.Create(l.Path("serve.log"))
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(d.program, "--state", d.path("state"), "serve")
+	cmd := exec.Command(l.Program, "--state", l.Path("state"), "serve")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	started, ended := make(chan error, 1), make(chan error, 1)
@@ -48,13 +48,13 @@ func (d *demo) serve(ctx context.Context) (stop func() error, err error) {
 			return errors.Join(err, fmt.Errorf("the daemon does not end; its log: %s", log.Name()), cmd.Process.Kill())
 		}
 	}
-	if d.daemon, err = client.New(client.Options{Server: "unix:" + d.path("state", "cloudlet.sock")}); err != nil {
+	if l.Daemon, err = client.New(client.Options{Server: "unix:" + l.Path("state", "cloudlet.sock")}); err != nil {
 		return nil, errors.Join(err, stop())
 	}
 	ctx, cancel := context.WithTimeout(ctx, serveBound)
 	defer cancel()
 	for {
-		if _, err = d.daemon.Instances(ctx, false); err == nil {
+		if _, err = l.Daemon.Instances(ctx, false); err == nil {
 			return stop, nil
 		}
 		select {
