@@ -75,7 +75,7 @@ func failAs(code api.Code, err error) error {
 // files cannot grow dies of it without a word. Ask before anything is removed.
 func (s *Service) spaceError(err error) error {
 	var st unix.Statfs_t
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, unix.ENOSPC) || unix.Statfs(s.cfg.Dir, &st) != nil {
+	if err == nil || api.CodeOf(err) == api.Unavailable || errors.Is(err, context.Canceled) || errors.Is(err, unix.ENOSPC) || unix.Statfs(s.cfg.Dir, &st) != nil {
 		return err
 	}
 	if int64(st.Bavail)*st.Bsize >= 1<<20 {

@@ -101,3 +101,21 @@ func TestFilesOfABase(t *testing.T) {
 		require.Equal(t, tt.field, e.Field, name)
 	}
 }
+
+// TestInstanceEndsOnFullDisk: an instance can be ended where no byte can be written, and what its guest
+// has changed makes room for its record.
+func TestInstanceEndsOnFullDisk(t *testing.T) {
+	s := smallStore(t, "1m")
+	r := &record{ID: "0123456789ab", State: api.Running, Mount: "none"}
+	require.NoError(t, os.MkdirAll(s.instancePath(r.ID, "vm"), 0o700))
+	require.NoError(t, s.writeRecord(r))
+	layer := s.instancePath(r.ID, "vm", "disk.0.qcow2")
+	require.ErrorIs(t, os.WriteFile(layer, make([]byte, 2<<20), 0o600), unix.ENOSPC)
+	in, err := s.end(t.Context(), r, api.Stopped, "stopped by request")
+	require.NoError(t, err)
+	require.Equal(t, api.Stopped, in.State)
+	require.NoFileExists(t, layer)
+	kept, err := s.readRecord(r.ID)
+	require.NoError(t, err)
+	require.Equal(t, api.Stopped, kept.State)
+}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -243,7 +244,16 @@ func (s *Service) end(ctx context.Context, r *record, state api.State, reason st
 			return nil // another process was first
 		}
 		r.State, r.Reason, r.Ended = state, reason, time.Now().UTC()
-		return s.writeRecord(r)
+		err = s.writeRecord(r)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			// What the guest has changed is of no use any more, and makes room.
+			layers, gerr := filepath.Glob(s.instancePath(r.ID, "vm", "disk.*"))
+			for _, layer := range layers {
+				gerr = errors.Join(gerr, ignoreMissing(os.Remove(layer)))
+			}
+			err = errors.Join(gerr, s.writeRecord(r))
+		}
+		return err
 	})
 	if err != nil {
 		return api.Instance{}, err

@@ -125,7 +125,7 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if err := s.begins(ctx); err != nil {
 		at, once := context.WithCancel(ctx)
 		once()
-		return nil, fail(errors.Join(fmt.Errorf("sweep state folder %s: %w", dir, err), s.Close(at)))
+		return nil, fail(errors.Join(fmt.Errorf("open state folder %s: %w", dir, err), s.Close(at)))
 	}
 	return s, nil
 }
