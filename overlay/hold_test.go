@@ -109,6 +109,33 @@ func TestHold(t *testing.T) {
 	})
 }
 
+// TestHoldSilence: a source that does not answer is seen before it gives up.
+func TestHoldSilence(t *testing.T) {
+	b, l := sample(t)
+	synctest.Test(t, func(t *testing.T) {
+		src := &flaky{bytesSource: b}
+		r, err := Open(t.Context(), src)
+		require.NoError(t, err)
+		im := newImage(t, l.Parent.base, r)
+		src.gate = make(chan struct{})
+		var hold Hold
+		done := make(chan error, 1)
+		go func() {
+			_, err := hold.File(im.File(Memory)).ReadAt(t.Context(), make([]byte, PageSize), storedPage(t, r, Memory).Offset())
+			done <- err
+		}()
+		time.Sleep(time.Second)
+		require.Empty(t, hold.Stalls())
+		time.Sleep(2 * time.Second)
+		require.Len(t, hold.Stalls(), 1)
+		require.Equal(t, "the source has not answered yet", hold.Stalls()[0].Error)
+		require.Zero(t, hold.Stalls()[0].Tries)
+		close(src.gate)
+		require.NoError(t, <-done)
+		require.Empty(t, hold.Stalls())
+	})
+}
+
 // TestHoldDamage: damage is an error for the disk, which QEMU survives, and is held for
 // memory, which it does not.
 func TestHoldDamage(t *testing.T) {

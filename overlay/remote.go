@@ -25,7 +25,8 @@ type remote struct {
 	heldAll int  // bytes in held
 	fetches int  // calls of Image.Fetch under way
 	stalled bool // it waits for frames in held to be decoded
-	// changed is closed, and replaced, when a frame has landed or left, or a Fetch has ended.
+	// changed is closed, and forgotten, when a frame has landed or left, or a Fetch has ended;
+	// nil while nobody waits for that.
 	changed chan struct{}
 }
 
@@ -65,7 +66,7 @@ type flight struct {
 
 func newRemote(r *Reader, cache *os.File) *remote {
 	m := &remote{r: r, cache: cache, off: cache == nil, frames: make([]remoteFrame, len(r.index.frames)),
-		held: make(map[int][]byte), changed: make(chan struct{})}
+		held: make(map[int][]byte)}
 	if cache != nil {
 		m.scan()
 	}
@@ -220,8 +221,18 @@ func (m *remote) moveLocked(i int, p place) {
 }
 
 func (m *remote) changeLocked() {
-	close(m.changed)
-	m.changed = make(chan struct{})
+	if m.changed != nil {
+		close(m.changed)
+		m.changed = nil
+	}
+}
+
+// changedLocked returns what is closed at the next change.
+func (m *remote) changedLocked() <-chan struct{} {
+	if m.changed == nil {
+		m.changed = make(chan struct{})
+	}
+	return m.changed
 }
 
 // store writes encoded frames into the cache on disk and reports whether they are there.

@@ -154,7 +154,7 @@ func (m *remote) fullLocked() bool { return m.off && m.heldAll >= heldMost }
 func (m *remote) awaitRoom(ctx context.Context) error {
 	for {
 		m.mu.Lock()
-		full, changed := m.fullLocked(), m.changed
+		full, changed := m.fullLocked(), m.changedLocked()
 		m.mu.Unlock()
 		if !full {
 			return nil
@@ -192,7 +192,7 @@ func (m *remote) await(ctx context.Context, i int, g *gate) error {
 		done := m.atHandLocked(i) || fr.bad
 		var first <-chan struct{}
 		if fr.flight == nil && fr.want != unwanted && !m.stalled {
-			first = m.changed
+			first = m.changedLocked()
 		}
 		m.mu.Unlock()
 		if done {

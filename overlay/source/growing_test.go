@@ -109,7 +109,7 @@ func TestGrowingFails(t *testing.T) {
 		{"replaced", "was removed", nil, func(path string) error {
 			return errors.Join(os.WriteFile(path+".new", []byte("01234567"), 0o600), os.Rename(path+".new", path))
 		}},
-		{"too long", "has 9 bytes, and should become 8", source.ErrChanged, func(path string) error { return os.WriteFile(path, []byte("012345678"), 0o600) }},
+		{"too long", "has 9 bytes, and should become 8", source.ErrChanged, func(path string) error { return os.Truncate(path, 9) }},
 		{"shorter", "had 4 bytes, and has 2", source.ErrChanged, func(path string) error { return os.Truncate(path, 2) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {

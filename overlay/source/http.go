@@ -21,6 +21,10 @@ const httpHead = 64 << 10
 
 const maxRedirects = 5
 
+// dialTimeout bounds the waits for a connection: after an outage a new one works at once,
+// while one that has asked for long asks rarely.
+const dialTimeout = 5 * time.Second
+
 // enough is how many bytes of a broken answer make it worth to ask on at once.
 const enough = 16 << 10
 
@@ -118,6 +122,8 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 		h.own = &http.Transport{
 			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableCompression: true,
 			MaxIdleConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+			DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			HTTP2:       &http.HTTP2Config{SendPingTimeout: dialTimeout, PingTimeout: dialTimeout}, // a dead connection is not used again
 		}
 		if o.Dial != nil {
 			h.own.Proxy, h.own.DialContext = nil, o.Dial

@@ -1,0 +1,103 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// slowLink is a Source over a link: an answer begins a round trip after its request, and the
+// link sends one after the other, the worst that can happen to a demand.
+type slowLink struct {
+	bytesSource
+	rate float64 // bytes a second
+	trip time.Duration
+
+	mu   sync.Mutex
+	free time.Time
+}
+
+func (l *slowLink) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	l.mu.Lock()
+	begin := time.Now().Add(l.trip)
+	if begin.Before(l.free) {
+		begin = l.free
+	}
+	l.free = begin.Add(time.Duration(float64(len(p)) / l.rate * float64(time.Second)))
+	end := l.free
+	l.mu.Unlock()
+	if err := rest(ctx, time.Until(end)); err != nil {
+		return 0, err
+	}
+	return l.bytesSource.ReadAt(ctx, p, off)
+}
+
+// TestFetchKeepsLinksFree: on links of all kinds Fetch fills the link, and a demand beside it
+// waits about as long as alone.
+func TestFetchKeepsLinksFree(t *testing.T) {
+	base, _, b := farVM(t, 6000, "none,frame=16K")
+	for _, c := range []struct {
+		name  string
+		mbits float64
+		trip  time.Duration
+		most  time.Duration // of a demand's wait beyond what it takes alone
+		ideal float64
+	}{
+		{"1 Gbit/s 1 ms", 1000, time.Millisecond, 60 * time.Millisecond, 1.1},
+		{"100 Mbit/s 5 ms", 100, 5 * time.Millisecond, 200 * time.Millisecond, 1.1},
+		{"38 Mbit/s 20 ms", 38, 20 * time.Millisecond, 250 * time.Millisecond, 1.1},
+		{"10 Mbit/s 50 ms", 10, 50 * time.Millisecond, 400 * time.Millisecond, 1.1},
+		{"50 Mbit/s 600 ms", 50, 600 * time.Millisecond, 700 * time.Millisecond, 2.2}, // 2 MiB at a time, the link holds 3.6
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &slowLink{bytesSource: b, rate: c.mbits * 1e6 / 8, trip: c.trip}
+				r, err := OpenWith(t.Context(), l, OpenOptions{Cache: emptyCache(t, len(b))})
+				require.NoError(t, err)
+				im := newImage(t, base, r)
+				begin := time.Now()
+				require.NoError(t, im.Fetch(t.Context(), nil, FetchOptions{}))
+				ideal := float64(r.members[memberFrames].size)/l.rate + c.trip.Seconds()
+				alone := time.Since(begin).Seconds() / ideal
+
+				r, err = OpenWith(t.Context(), l, OpenOptions{Cache: emptyCache(t, len(b))})
+				require.NoError(t, err)
+				im = newImage(t, base, r)
+				done := make(chan error, 1)
+				begin = time.Now()
+				go func() { done <- im.Fetch(t.Context(), nil, FetchOptions{}) }()
+				var waits []time.Duration
+				for n := int64(5996); ; n -= 40 { // far ahead of the Fetch
+					time.Sleep(100 * time.Millisecond)
+					if len(done) > 0 || n < 0 {
+						break
+					}
+					asked := time.Now()
+					require.NoError(t, im.ReadPages(t.Context(), Memory, make([]byte, PageSize), n*PageSize))
+					if wait := time.Since(asked); wait > 0 {
+						waits = append(waits, wait)
+					}
+				}
+				require.NoError(t, <-done)
+				beside := time.Since(begin).Seconds() / ideal
+				slices.Sort(waits)
+				single := c.trip + time.Duration(16<<10/l.rate*float64(time.Second))
+				last := time.Duration(0)
+				text := "none"
+				if n := len(waits); n > 0 {
+					last = waits[n-1]
+					text = fmt.Sprintf("%d, p50 %s, most %s", n, waits[n/2].Round(time.Millisecond), last.Round(time.Millisecond))
+				}
+				t.Logf("%.2f of the ideal time alone, %.2f beside demands; waits: %s; one alone %s", alone, beside, text, single.Round(time.Millisecond))
+				require.Less(t, alone, c.ideal)
+				require.Less(t, last, single+c.most)
+			})
+		})
+	}
+}
