@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/integration/guest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -138,4 +139,39 @@ func read(t *testing.T, path string) []byte {
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
 	return b
+}
+
+// TestKillPushingMount kills the mount process while it pushes pages into the kernel's cache,
+// some of which QEMU waits for: nothing may hang in the kernel.
+func TestKillPushingMount(t *testing.T) {
+	l := newLab(t)
+	work := l.start(l.base)
+	ask(t, work, "POST", "/dirty?mib=16")
+	o := l.capture(work.ID, "--strategy", "small,frame=256K") // slow to decode: the push takes long
+	l.ok("rm", "--force", work.ID)
+	stuck := watchStuck(t, l.state)
+	for i := range 4 {
+		cmd := l.command("run", o.ID, "--probe", fmt.Sprintf("%d/?window=%d", guest.Port, i), "--prefetch", "overlay")
+		require.NoError(t, cmd.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		var m *api.Mount
+		eventually(t, "the mount pushes", func() bool {
+			for _, in := range l.list() {
+				if in.Mount != nil {
+					m = in.Mount
+				}
+			}
+			return m != nil && m.MemoryPushed > int64(i)<<20
+		})
+		kill(t, m.PID)
+		within(t, 30*time.Second, "ps", func() { l.list() })
+		l.await(cmd, ended, []string{"run"})
+		for _, in := range l.list() {
+			require.NotEqual(t, api.Running, in.State)
+			l.ok("rm", "--force", in.ID)
+		}
+		require.NotContains(t, string(read(t, "/proc/self/mounts")), l.state, "the mountpoint is cleaned")
+	}
+	require.Empty(t, stuck(), "a process hung in the kernel")
 }
