@@ -52,6 +52,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := errors.Join(os.RemoveAll(b.path("serve.log")), os.MkdirAll(b.dir, 0o755)); err != nil {
 		return err
 	}
+	if b.r.Busy, err = busy(ctx); err != nil {
+		return err
+	}
+	if b.r.Busy > busyMost {
+		b.say("other work takes %.0f %% of this host's processors: expect figures that are worse, and misses", 100*b.r.Busy)
+	}
 	if err := b.measure(ctx); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ type results struct {
 	Crowd *crowdResult `json:"crowd,omitempty"`
 	Start *startResult `json:"start,omitempty"`
 	Host  string       `json:"host"`
+	Busy  float64      `json:"busy_before"` // share of the processors that other work took at the beginning
 }
 
 // report prints the figures and the targets and writes the file.
