@@ -1,6 +1,7 @@
 # make demo   the main job on a real guest in a real QEMU, measured
 # make test   every test, the end-to-end ones included
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
+# make bench-lazy  first response over slow links, by every way to bring an overlay
 # make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
 # make build  build/cloudlet
 # make deps   install what the others need, from Debian's packages
@@ -9,7 +10,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo bench-api test check deps clean
+.PHONY: build guest demo bench-api bench-lazy test check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -22,6 +23,10 @@ demo: deps build
 
 bench-api: deps build
 	$(GO) run ./integration/cmd/benchapi -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest -dir $(BUILD)/benchapi -o $(BUILD)/bench-api.json
+
+bench-lazy: build
+	@sh integration/deps.sh nbdkit
+	$(GO) run ./integration/cmd/benchlazy -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)/bench-lazy.json -svg $(BUILD)/bench-lazy.svg
 
 test: guest
 	$(GO) test -timeout 10m $(PACKAGES)

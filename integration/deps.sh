@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need beyond Go, git and make: as root with apt-get,
-# else it prints the line to run.
+# else it prints the line to run. Arguments are programs that are needed besides, each of the
+# Debian package of its name.
 set -eu
 
 missing=
@@ -20,6 +21,7 @@ need xdelta3 xdelta3
 need ip iproute2
 need curl curl
 need jq jq
+for program; do need "$program" "$program"; done
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 
 [ -z "$missing" ] && exit 0
