@@ -167,6 +167,10 @@ func TestEnsureTokens(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, left, 1)
 
+	require.NoError(t, os.WriteFile(path, []byte("operator x y\n"), 0o600))
+	_, err = EnsureTokens(path)
+	require.Equal(t, api.Invalid, api.CodeOf(err))
+	require.ErrorContains(t, err, path, "whoever is to put it right must find it")
 	require.NoError(t, os.Chmod(path, 0o640))
 	_, err = EnsureTokens(path)
 	require.Equal(t, api.Invalid, api.CodeOf(err))

@@ -101,7 +101,7 @@ func (s *server) identify(r *http.Request) (identity, error) {
 }
 
 func unauthorised(detail, attribute string) error {
-	return refuse(http.StatusUnauthorized, "%s", detail).fix("send the header Authorization: Bearer TOKEN with a token of the daemon's tokens file").at("Authorization").with("WWW-Authenticate", strings.TrimSuffix(`Bearer realm="cloudlet",`+attribute, ","))
+	return refuse(http.StatusUnauthorized, "%s", detail).fix("send the header Authorization: Bearer TOKEN (the command: --token-file) with a token of the daemon's tokens file").at("Authorization").with("WWW-Authenticate", strings.TrimSuffix(`Bearer realm="cloudlet",`+attribute, ","))
 }
 
 // callerOf is on whose behalf a verb works.

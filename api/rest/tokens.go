@@ -142,7 +142,10 @@ func readTokens(path string, seen stamp) ([]token, stamp, error) {
 		return nil, stamp{}, fmt.Errorf("read tokens file: %w", err)
 	}
 	list, err := parseTokens(data)
-	return list, is, err
+	if err != nil {
+		return nil, is, fmt.Errorf("%s: %w", path, err)
+	}
+	return list, is, nil
 }
 
 // parseTokens reads lines of ROLE NAME TOKEN. Its errors never hold a token.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -218,7 +219,12 @@ func (r *record) describe() api.Instance {
 
 // endLost ends an instance whose mount has died: the pages it has not read are gone.
 func (s *Service) endLost(ctx context.Context, r *record, vm *vmm.VM) (api.Instance, error) {
-	reason := "the mount process that served its memory and disk has died; see " + s.mountPath(r.Mount, "log")
+	reason := "the mount process that served its memory and disk has died"
+	// The mount's folder goes with its last instance, its log stays with each.
+	log := s.instancePath(r.ID, "mount.log")
+	if err := os.Link(s.mountPath(r.Mount, "log"), log); err == nil || errors.Is(err, fs.ErrExist) {
+		reason += "; see " + log
+	}
 	if status, err := vm.Status(ctx); err == nil && status.State == vmm.Ended {
 		reason += "; then " + status.Reason
 	}
