@@ -41,7 +41,9 @@ type Destination struct {
 
 	rec   destinationRecord // State "" if there is none
 	heard time.Time
-	round int // the newest that was handed to Fetch
+	round int  // the newest that was handed to Fetch
+	ran   bool // Run has succeeded, though that may not be on record
+	held  bool // superseded, though that may not be on record
 	note  string
 	look  Look
 }
@@ -131,7 +133,16 @@ func (d *Destination) Handle(ctx context.Context, m Message) (Answer, error) {
 			return Answer{}, err
 		}
 	}
-	return d.answer(m, d.rec.State), nil
+	return d.answer(m, d.shown()), nil
+}
+
+// shown is the state as it is told: a guest that runs is said to run, whether or not that
+// could be written down.
+func (d *Destination) shown() State {
+	if d.rec.State == Went && d.ran {
+		return Running
+	}
+	return d.rec.State
 }
 
 // checkEpoch: a message must have the epoch of the handoff, one that supersedes it a higher.
@@ -252,7 +263,10 @@ func (d *Destination) goes(ctx context.Context) error {
 
 // advance does what is left after go.
 func (d *Destination) advance(ctx context.Context) {
-	if d.rec.State == Went {
+	if d.held {
+		return
+	}
+	if d.rec.State == Went && !d.ran {
 		err := d.cfg.Site.Run(ctx, d.rec.Offer)
 		switch {
 		case errors.Is(err, ErrEnded):
@@ -260,10 +274,13 @@ func (d *Destination) advance(ctx context.Context) {
 		case err != nil:
 			d.note = err.Error()
 		default:
-			d.move(ctx, Running)
+			d.ran = true
 		}
 	}
-	if d.rec.State == Running && d.see(ctx) {
+	if d.rec.State == Went && d.ran {
+		d.move(ctx, Running)
+	}
+	if (d.rec.State == Running || d.rec.State == Went && d.ran) && d.see(ctx) {
 		switch {
 		case !d.look.Alive:
 			d.move(ctx, Lost, Reason{Text: cut(d.look.Reason)})
@@ -292,7 +309,14 @@ func (d *Destination) refuse(ctx context.Context, why Reason) error {
 		rec := d.rec
 		rec.State, rec.Reasons = Never, []Reason{why}
 		if err := d.write(ctx, rec); err != nil {
-			return err
+			// The disk may be full, and of this. If go comes yet, it is prepared again.
+			d.round = 0
+			if gone := d.cfg.Site.Destroy(ctx); gone != nil {
+				return errors.Join(err, gone)
+			}
+			if err := d.write(ctx, rec); err != nil {
+				return err
+			}
 		}
 	}
 	d.settle(ctx)
@@ -345,10 +369,14 @@ func (d *Destination) supersede(ctx context.Context, epoch uint64) error {
 		return d.refuse(ctx, Reason{Text: "the guest was let run at the source"})
 	case Went, Running, Complete, Lost:
 		rec := d.rec
+		d.held = true
 		rec.State, rec.By = Superseded, epoch
 		rec.Reasons = append(slices.Clone(rec.Reasons), Reason{Text: fmt.Sprintf("an operator let the guest run at the source, as epoch %d", epoch),
 			Remedy: "look at what is in the paused VM, then delete it"})
 		if err := d.write(ctx, rec); err != nil {
+			if stop := d.cfg.Site.Pause(ctx); !errors.Is(stop, ErrEnded) {
+				err = errors.Join(err, stop)
+			}
 			return err
 		}
 	}

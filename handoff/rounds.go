@@ -38,7 +38,8 @@ type Limits struct {
 	Stopped time.Duration
 	// Patience is how long the destination may be silent before go; default 30 s.
 	Patience time.Duration
-	// Farewell is how long a destination that must be told of an end is tried; default 1 h.
+	// Farewell is how long a destination is tried that must be told that an operator has let
+	// the guest run here; default 24 h.
 	Farewell time.Duration
 	// Poll is the time between two questions, Backoff the longest after errors; defaults
 	// 100 ms and 10 s.
@@ -55,7 +56,7 @@ func (l Limits) withDefaults() Limits {
 		d time.Duration
 	}{
 		{&l.Time, 5 * time.Minute}, {&l.Pause, 200 * time.Millisecond}, {&l.Stopped, 30 * time.Second},
-		{&l.Patience, 30 * time.Second}, {&l.Farewell, time.Hour}, {&l.Poll, 100 * time.Millisecond}, {&l.Backoff, 10 * time.Second},
+		{&l.Patience, 30 * time.Second}, {&l.Farewell, 24 * time.Hour}, {&l.Poll, 100 * time.Millisecond}, {&l.Backoff, 10 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.d

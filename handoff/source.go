@@ -113,7 +113,9 @@ type Source struct {
 	cancelled []Reason // why it is to be aborted; nil: it is not
 	committed bool     // too late for that
 	choice    Choice
+	deciding  bool // it is being written down, or may be
 	interrupt context.CancelFunc
+	poked     bool // interrupt was wanted while there was none
 	rounds    []Round
 	missing   int64
 	why       string // of the last decision about rounds
@@ -238,10 +240,10 @@ func (s *Source) Cancel() error {
 	s.giveUp(Reason{Text: "it was cancelled"})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cancelled == nil {
-		return ErrTooLate
+	if s.cancelled != nil || s.rec.State == SourceAborting || s.rec.State == SourceCancelled {
+		return nil
 	}
-	return nil
+	return ErrTooLate
 }
 
 // giveUp has the next step abort, unless it is too late.
@@ -254,7 +256,12 @@ func (s *Source) giveUp(reasons ...Reason) {
 	if s.cancelled == nil {
 		s.cancelled = reasons
 	}
-	if s.interrupt != nil {
+	s.pokeLocked()
+}
+
+// pokeLocked ends what Cancel and Resolve may end, now or as soon as it begins.
+func (s *Source) pokeLocked() {
+	if s.poked = s.interrupt == nil; !s.poked {
 		s.interrupt()
 	}
 }
@@ -278,9 +285,7 @@ func (s *Source) Resolve(c Choice) error {
 		return fmt.Errorf("choice %.40q is not known: use %q or %q", c, ResumeHere, DiscardHere)
 	}
 	s.choice = c
-	if s.interrupt != nil {
-		s.interrupt()
-	}
+	s.pokeLocked()
 	return nil
 }
 
@@ -332,7 +337,8 @@ func (s *Source) interruptible(ctx context.Context) (context.Context, func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.interrupt = cancel
-	if !s.committed && s.cancelled != nil && s.rec.State.beforeGo() || s.choice != "" {
+	if s.poked {
+		s.poked = false
 		cancel()
 	}
 	return ctx, func() {

@@ -47,18 +47,20 @@ func (s *Source) given() []Reason {
 	return s.cancelled
 }
 
-// chosen takes the operator's decision, if there is one that still holds.
+// chosen returns what the operator has decided, if the doubt still holds. The decision stands
+// until it is on record, so that nothing else is sent once it may be.
 func (s *Source) chosen() SourceState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := s.choice
-	s.choice = ""
 	switch {
-	case c == ResumeHere && s.inDoubtLocked():
+	case s.choice == ResumeHere && (s.deciding || s.inDoubtLocked()):
+		s.deciding = true
 		return SourceResuming
-	case c == DiscardHere && s.inDoubtLocked():
+	case s.choice == DiscardHere && (s.deciding || s.inDoubtLocked()):
+		s.deciding = true
 		return SourceDiscarding
 	}
+	s.choice = ""
 	return ""
 }
 
@@ -111,7 +113,7 @@ func (s *Source) open(ctx context.Context) time.Duration {
 
 func (s *Source) published(p Published) {
 	s.round++
-	s.chain = p.Chain
+	s.chain, s.heard = p.Chain, s.cfg.Clock.Now() // nobody could answer meanwhile
 	s.set(func() { s.rounds = append(s.rounds, p.Round) })
 }
 
@@ -138,7 +140,7 @@ func (s *Source) stop(ctx, sub context.Context) time.Duration {
 		}
 		s.published(p)
 		s.set(func() { s.pause = s.cfg.Clock.Now().Sub(s.stopped) })
-		s.phase, s.heard = preparing, s.cfg.Clock.Now()
+		s.phase = preparing
 	case preparing:
 		if _, ok := s.ask(sub, KindPrepare, Prepared); !ok {
 			return s.backoff()
@@ -239,10 +241,13 @@ func firstReason(a Answer) string {
 func (s *Source) abort(ctx context.Context, reasons []Reason) time.Duration {
 	rec := s.record(SourceAborting)
 	rec.Reasons = reasons[:min(len(reasons), MaxReasons)]
-	if err := store(ctx, s.cfg.Journal, rec); errors.Is(err, errUnsettled) && s.phase == committing {
-		return s.stuck(err)
-	}
-	s.set(func() { s.rec = rec })
+	err := store(ctx, s.cfg.Journal, rec)
+	s.set(func() {
+		s.rec = rec
+		if err != nil {
+			s.note = err.Error()
+		}
+	})
 	s.phase, s.wait, s.began = continuing, 0, s.cfg.Clock.Now()
 	return 0
 }
@@ -311,10 +316,11 @@ func (s *Source) resuming(ctx context.Context) time.Duration {
 	return 0
 }
 
-// tell sends a message that needs no particular answer, until there is one or the time is up.
+// tell sends a message that needs no particular answer, until there is one or the time is
+// up. To supersede matters more than to be told that it is of no use.
 func (s *Source) tell(ctx context.Context, k Kind, bound time.Duration) time.Duration {
 	_, err := s.send(ctx, k)
-	if err != nil && !errors.Is(err, ErrForGood) && s.cfg.Clock.Now().Sub(s.began) < bound {
+	if err != nil && (k == KindSupersede || !errors.Is(err, ErrForGood)) && s.cfg.Clock.Now().Sub(s.began) < bound {
 		return s.stuck(err)
 	}
 	s.phase, s.wait = ending, 0
