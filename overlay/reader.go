@@ -90,7 +90,8 @@ type OpenOptions struct {
 	// the overlay's size, each frame at its own offset, which may hold frames of an earlier
 	// use. What is read back is verified as if it came over the network, so no byte of it needs
 	// to be right. It is the caller's, to be closed after the Reader, and of no other Reader
-	// at the same time. A write that fails ends the writing and no read.
+	// at the same time. A write that fails ends the writing and no read. Not used for a source
+	// that is local or becomes it by itself.
 	Cache *os.File
 }
 
