@@ -112,7 +112,7 @@ func (b *bench) once(ctx context.Context, n network, w way) (err error) {
 	}
 	run := attempt{bench: b, ref: w.local(b)}
 	if n.name != local {
-		if err := os.RemoveAll(b.Path("state", "cache")); err != nil { // frames that an earlier attempt has fetched
+		if err := b.forgetFrames(); err != nil {
 			return err
 		}
 		files := map[string]string{"packed.overlay": b.packed, "app.overlay": b.Path("app.overlay")}
@@ -147,6 +147,15 @@ func (b *bench) removeAll(ctx context.Context) error {
 	list, err := b.Daemon.Instances(ctx, true)
 	for _, in := range list {
 		err = errors.Join(err, b.Daemon.DeleteInstance(ctx, in.ID, true))
+	}
+	return err
+}
+
+// forgetFrames removes what earlier mounts have fetched.
+func (b *bench) forgetFrames() error {
+	list, err := filepath.Glob(b.Path("state", "cache", "*"))
+	for _, path := range list {
+		err = errors.Join(err, os.RemoveAll(path))
 	}
 	return err
 }

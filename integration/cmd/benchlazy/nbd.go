@@ -181,7 +181,7 @@ func (b *bench) readOver(ctx context.Context, n network, reads []int64, run func
 	if err := demoguest.SetCache(warm); err != nil {
 		return 0, 0, err
 	}
-	if err := os.RemoveAll(b.Path("state", "cache")); err != nil {
+	if err := b.forgetFrames(); err != nil {
 		return 0, 0, err
 	}
 	r, err := serveOver(n, 0, map[string]string{"packed.overlay": b.packed, "disk.xz": b.Path("nbd", "disk.xz")})
