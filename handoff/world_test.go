@@ -34,11 +34,12 @@ const (
 	cutResolve // the link is down until an operator has let the guest run at the source
 	goneThere  // the destination's host is gone for good
 	goneHere   // the source's process is gone for good
+	wipedThere // the destination's host is replaced: its disk and VM are gone, it answers
 	userCancel
 )
 
 var faultNames = [...]string{"none", "crash before", "crash after", "power before", "power after", "fail before", "fail after", "fail always",
-	"unreadable", "lose request", "lose answer", "repeat now", "repeat next", "repeat end", "delay next", "delay end", "cut long", "cut resolve", "gone there", "gone here", "cancel"}
+	"unreadable", "lose request", "lose answer", "repeat now", "repeat next", "repeat end", "delay next", "delay end", "cut long", "cut resolve", "gone there", "gone here", "wiped there", "cancel"}
 
 func (f fault) String() string { return faultNames[f] }
 
@@ -47,13 +48,14 @@ var (
 	ofVerb    = []fault{crashBefore, crashAfter, powerAfter, failBefore, failAfter}
 	ofLook    = []fault{crashAfter, powerBefore, failBefore}
 	ofMessage = []fault{crashBefore, crashAfter, powerAfter, loseRequest, loseAnswer, repeatNow, repeatNext, repeatEnd, delayNext, delayEnd,
-		cutLong, cutResolve, goneThere, goneHere, userCancel}
+		cutLong, cutResolve, goneThere, goneHere, wipedThere, userCancel}
 )
 
-// planned is a fault at the n-th point of a run.
+// planned is a fault at the n-th point of a run, or at the n-th of its name.
 type planned struct {
-	at int
-	f  fault
+	at   int
+	f    fault
+	name string
 }
 
 // point is a place where something can go wrong, as a run came by.
@@ -96,6 +98,7 @@ type world struct {
 	plan  []planned
 	names map[string]int
 	trace []point
+	fired int // faults of the plan that came by
 	bad   []string
 
 	now      time.Time
@@ -149,7 +152,8 @@ func (w *world) at(name string, kinds []fault) fault {
 	}
 	w.trace = append(w.trace, point{name, kinds})
 	for _, p := range w.plan {
-		if p.at == len(w.trace)-1 {
+		if p.name == "" && p.at == len(w.trace)-1 || p.name == name && p.at == w.names[name] {
+			w.fired++
 			return p.f
 		}
 	}
@@ -467,7 +471,7 @@ func (s fakeSite) Pause(context.Context) error {
 func (s fakeSite) Destroy(context.Context) error {
 	w := s.w
 	return w.do(s.p, "destroy", ofVerb, func() error {
-		if w.ranThere {
+		if w.ranThere && w.there.state != absent {
 			w.wrong("destroyed after it has run")
 		}
 		w.there, w.fetched = machine{}, false
@@ -503,14 +507,18 @@ func (l fakePeer) send(ctx context.Context, m Message) (a Answer, err error) {
 		w.goneSrc, l.p.dead = true, true
 		return a, errDead
 	case cutLong:
-		w.cut = 12
+		w.cut = 5
 	case cutResolve:
 		if w.cut = -1; w.accepted {
-			w.cut = 12
+			w.cut = 5
 		}
 	case goneThere:
 		w.gone, w.dst.dead = true, true
 		w.there.state = ended
+	case wipedThere:
+		w.lose(w.dst)
+		w.dst.dead, w.there, w.fetched = true, machine{}, false
+		delete(w.disk, "destination")
 	case userCancel:
 		w.source.Cancel()
 	}
@@ -608,7 +616,7 @@ func (w *world) startDestination(ctx context.Context) {
 func (w *world) run(ctx context.Context) {
 	w.startDestination(ctx)
 	w.startSource(ctx, true)
-	resolved := false
+	resolved, doubtful := false, 0
 	for i := 0; ; i++ {
 		if i > 1500 {
 			w.wrong("it does not end")
@@ -634,13 +642,17 @@ func (w *world) run(ctx context.Context) {
 		if !w.dst.dead {
 			settled, _ := w.dest.Tick(ctx)
 			// A full disk, and a source that has gone for good, leave it waiting.
-			quiet = settled || i > 60 && (w.full["destination"] || w.goneSrc)
+			quiet = settled || i > 50 && (w.full["destination"] || w.goneSrc)
 		} else {
 			quiet = w.gone
 		}
 		if !over && !w.src.dead && !resolved {
-			if st := w.source.Status(); st.InDoubt && (w.cut < 0 || i > 40) {
+			st := w.source.Status()
+			if st.InDoubt {
+				doubtful++
 				w.doubt(st)
+			}
+			if st.InDoubt && (w.cut < 0 || doubtful > 8) {
 				resolved = w.source.Resolve(ResumeHere) == nil
 				if w.cut < 0 {
 					w.cut = 1 // the decision is carried out before the link is there again
@@ -650,9 +662,9 @@ func (w *world) run(ctx context.Context) {
 		if w.cut < 0 && over {
 			w.cut = 0
 		}
-		if !over && (w.full["source"] || w.full["destination"]) && i > 80 {
+		if !over && (w.full["source"] || w.full["destination"]) && i > 50 {
 			// It cannot write down what it does. The guest must run somewhere, or it is in doubt.
-			if st := w.source.Status(); w.here.state != runs && w.there.state != runs && !w.power && !st.InDoubt {
+			if st := w.source.Status(); w.here.state != runs && w.there.state != runs && !w.power && !w.gone && !st.InDoubt {
 				w.wrong("a full disk, and the guest runs nowhere")
 			}
 			return
@@ -762,8 +774,8 @@ type mutations struct {
 func describe(plan []planned, trace []point) string {
 	var out []string
 	for _, p := range plan {
-		name := "?"
-		if p.at < len(trace) {
+		name := p.name
+		if name == "" && p.at < len(trace) {
 			name = trace[p.at].name
 		}
 		out = append(out, fmt.Sprintf("%s at %d (%s)", p.f, p.at, name))
