@@ -13,8 +13,9 @@ import (
 // errUnsettled means that it is not known which record stands.
 var errUnsettled = errors.New("it is not known whether it was written")
 
-// store writes a record. It returns nil if the record stands, also where Store had an error;
-// errUnsettled if nobody knows; any other error if the old one stands.
+// store writes a record. It returns nil only if Store did, tried twice where the first error
+// left the new record to be seen, which may not be durable; errUnsettled if it is not known
+// which stands; any other error if the old one does.
 func store(ctx context.Context, j Journal, record any) error {
 	data, err := json.Marshal(record)
 	if err != nil {
@@ -26,6 +27,9 @@ func store(ctx context.Context, j Journal, record any) error {
 	got, loadErr := j.Load(ctx)
 	switch {
 	case loadErr == nil && bytes.Equal(got, data):
+		if again := j.Store(ctx, data); again != nil {
+			return fmt.Errorf("write handoff record: %w: %w", errUnsettled, errors.Join(err, again))
+		}
 		return nil
 	case loadErr != nil && !errors.Is(loadErr, fs.ErrNotExist):
 		return fmt.Errorf("write handoff record: %w: %w", errUnsettled, errors.Join(err, loadErr))

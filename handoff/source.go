@@ -87,6 +87,7 @@ const (
 	publishing
 	preparing
 	committing
+	withdrawing
 	continuing // of SourceAborting and SourceResuming
 	releasing
 	telling

@@ -162,14 +162,27 @@ func (s *Source) stop(ctx, sub context.Context) time.Duration {
 			s.set(func() { s.rec, s.progress = rec, now })
 			s.wait = 0
 		case errors.Is(err, errUnsettled):
-			// Go may be on record: neither sending it nor running on would be right.
+			// Go may be on record: neither to send it nor to run on would be right, until the
+			// destination has said that it never will.
+			s.phase = withdrawing
 			return s.stuck(err)
 		default:
-			s.set(func() { s.committed = false })
-			s.giveUp(Reason{Text: cut(err.Error())})
+			s.withdraw(err)
 		}
+	case withdrawing:
+		a, err := s.send(ctx, KindAbort)
+		if err != nil || a.State != Never {
+			return s.backoff()
+		}
+		s.withdraw(errUnsettled)
 	}
 	return 0
+}
+
+// withdraw takes the decision for go back: it was not sent and will not be.
+func (s *Source) withdraw(err error) {
+	s.set(func() { s.committed = false })
+	s.giveUp(Reason{Text: cut("go could not be written down: " + err.Error())})
 }
 
 // ask sends a message before go and reports whether the answer's state is one of those that
