@@ -71,6 +71,11 @@ func TestLazyRemote(t *testing.T) {
 	l.ok("rm", "--force", in.ID)
 	in = l.start(w.url(), "--cache-size", "0")
 	requireWhole(t, in, token)
+	l.ok("rm", "--force", in.ID)
+
+	w.inOrder.Store(true) // a server without ranges: everything in order
+	in = l.start(w.url())
+	requireWhole(t, in, token)
 }
 
 // TestLazyUpload starts an instance of an upload whose end has not arrived: it answers from

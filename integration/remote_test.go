@@ -31,6 +31,7 @@ type web struct {
 	server  *http.Server
 	ended   chan error
 	sent    atomic.Int64 // bytes of answers
+	inOrder atomic.Bool  // ranges are not answered
 }
 
 func newWeb(t *testing.T, file string) *web {
@@ -73,6 +74,9 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer f.Close()
 	rw.Header().Set("ETag", `"one"`)
+	if w.inOrder.Load() {
+		r.Header.Del("Range")
+	}
 	http.ServeContent(&counted{rw, &w.sent}, r, "", time.Time{}, f)
 }
 

@@ -209,16 +209,21 @@ func (s *Service) checkURL(c Caller, field, ref string) error {
 	return nil
 }
 
-// openSource opens a path or URL. With rules (not nil) it must be a URL that they allow.
-func openSource(ctx context.Context, ref string, rules []string) (source.Source, error) {
+// openSource opens a path or URL. With rules (not nil) it must be a URL that they allow. spool
+// is a folder for what a server without ranges sends.
+func openSource(ctx context.Context, ref string, rules []string, spool string) (source.Source, error) {
 	a, err := newAllowList(rules)
 	if err != nil {
 		return nil, err
 	}
-	if a == nil {
+	if !isRemote(ref) && a == nil {
 		return source.Open(ctx, ref)
 	}
-	h, err := source.OpenHTTP(ctx, ref, source.HTTPOptions{Check: a.check, Dial: a.connect})
+	o := source.HTTPOptions{Spool: spool}
+	if a != nil {
+		o.Check, o.Dial = a.check, a.connect
+	}
+	h, err := source.OpenHTTP(ctx, ref, o)
 	if err != nil {
 		return nil, err
 	}
@@ -226,11 +231,11 @@ func openSource(ctx context.Context, ref string, rules []string) (source.Source,
 }
 
 // open opens the overlay of a link. A file of the store needs no rule.
-func (l link) open(ctx context.Context) (source.Source, error) {
+func (l link) open(ctx context.Context, spool string) (source.Source, error) {
 	if l.Upload > 0 {
 		return source.OpenGrowing(l.Source, l.Upload)
 	}
-	return openSource(ctx, l.Source, l.Allow)
+	return openSource(ctx, l.Source, l.Allow, spool)
 }
 
 // invalid is an error about a field of a request.

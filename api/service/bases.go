@@ -98,7 +98,7 @@ func (s *Service) importBase(ctx context.Context, req api.ImportBase, rules []st
 	if !isRemote(req.Source) {
 		return s.importBaseFile(ctx, strings.TrimPrefix(req.Source, "file://"), req.Name, p)
 	}
-	src, err := openSource(ctx, req.Source, rules)
+	src, err := openSource(ctx, req.Source, rules, s.path("cache"))
 	if err != nil {
 		return out, fmt.Errorf("import base: %w", err)
 	}

@@ -74,7 +74,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 	}()
 	for {
-		src, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.open(ctx)
+		src, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.open(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
 		}
@@ -113,7 +113,7 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 		if _, err := os.Stat(at.Source); at.Upload > 0 && errors.Is(err, fs.ErrNotExist) {
 			at.Source, at.Upload = s.overlayFile(at.ID), 0 // the upload is whole, and in the store
 		}
-		src, err := at.open(ctx)
+		src, err := at.open(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
 		}

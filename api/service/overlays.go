@@ -48,7 +48,7 @@ func (s *Service) OverlayFor(ctx context.Context, caller Caller, ref string) (ap
 		return api.Overlay{}, fail(err)
 	}
 	if at.id == "" {
-		src, err := openSource(ctx, at.source, at.allow)
+		src, err := openSource(ctx, at.source, at.allow, s.path("cache"))
 		if err != nil {
 			return api.Overlay{}, fail(err)
 		}
@@ -127,7 +127,7 @@ func describe(ctx context.Context, src overlay.Source) (out api.Overlay, err err
 // importOverlay copies an overlay from a file or URL into the store. Its frames are checked
 // against their hashes, and, where its base and parents are here, every page against its id.
 func (s *Service) importOverlay(ctx context.Context, at location, name string, p api.Progress) (out api.Overlay, err error) {
-	src, err := openSource(ctx, at.source, at.allow)
+	src, err := openSource(ctx, at.source, at.allow, s.path("cache"))
 	if err != nil {
 		return out, fmt.Errorf("import overlay: %w", err)
 	}
@@ -220,7 +220,7 @@ func (s *Service) verifyOverlay(ctx context.Context, at location, p api.Progress
 		err = launch.image.Verify(ctx, overlay.Progress(p))
 	} else if api.CodeOf(err) == api.NotFound {
 		var src source.Source
-		if src, err = openSource(ctx, at.source, at.allow); err != nil {
+		if src, err = openSource(ctx, at.source, at.allow, s.path("cache")); err != nil {
 			return v, err
 		}
 		r, oerr := overlay.Open(ctx, src)
@@ -232,7 +232,7 @@ func (s *Service) verifyOverlay(ctx context.Context, at location, p api.Progress
 	if err != nil {
 		return v, err
 	}
-	src, err := openSource(ctx, at.source, at.allow)
+	src, err := openSource(ctx, at.source, at.allow, s.path("cache"))
 	if err != nil {
 		return v, err
 	}

@@ -185,7 +185,7 @@ func (s *Service) profiled(ctx context.Context, at location, req api.Profile, p 
 		out.Overlay, err = s.describeOverlay(ctx, at.id)
 		return out, err
 	}
-	src, err := openSource(ctx, at.source, at.allow)
+	src, err := openSource(ctx, at.source, at.allow, s.path("cache"))
 	if err != nil {
 		return out, err
 	}

@@ -77,7 +77,9 @@ func (s *Service) MountSpec(ctx context.Context, ref, dir string) (MountSpec, er
 	if rel, err := relative(s.cfg.Dir, dir); err == nil && rel {
 		return MountSpec{}, fail(errors.Join(api.Errorf(api.Invalid, "mountpoint %s lies in the state folder %s", dir, s.cfg.Dir).Fix("choose a folder outside of it"), l.close()))
 	}
-	return l.spec(dir, s.cfg.MountMemory), fail(l.close())
+	spec := l.spec(dir, s.cfg.MountMemory)
+	spec.Cache = s.path("cache") // for what comes in order only
+	return spec, fail(l.close())
 }
 
 // ServeMount serves a launch image until it is unmounted. ready is called once it can be
@@ -187,7 +189,7 @@ func openSpec(ctx context.Context, spec MountSpec, onClose func(func() error)) (
 	onClose(base.Close)
 	var readers []*overlay.Reader
 	for _, l := range spec.Links {
-		src, err := l.open(ctx)
+		src, err := l.open(ctx, spec.Cache)
 		if err != nil {
 			return nil, err
 		}
