@@ -76,7 +76,7 @@ func TestLazyRemote(t *testing.T) {
 	requireWhole(t, in, token)
 }
 
-// TestLazyUpload starts an instance of an upload whose end has not arrived: it answers from
+// TestLazyUpload starts an instance of an upload whose end has not arrived: it runs on
 // the part that is here, waits for the rest, and is an ordinary one afterwards.
 func TestLazyUpload(t *testing.T) {
 	l := newLab(t)
@@ -92,8 +92,10 @@ func TestLazyUpload(t *testing.T) {
 	half := len(content) / 2
 	l.append(up, content, 0, half)
 
-	in := l.start(up.ID, "--probe", fmt.Sprintf("%d/?window=7", guest.Port))
+	var in api.Instance
+	l.json(&in, "run", up.ID, "-p", fmt.Sprint(guest.Port), "--paused")
 	require.NotNil(t, l.inspect(in.ID).Mount)
+	l.ok("continue", in.ID)
 	p := request(t, in, "GET", "/verify")
 	eventually(t, "the guest waits for what has not arrived", func() bool { return l.inspect(in.ID).Reason != "" })
 	t.Log(l.inspect(in.ID).Reason)

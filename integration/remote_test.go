@@ -126,7 +126,7 @@ func (l *lab) waiting(in api.Instance, image string) (now api.Instance) {
 			return false
 		}
 		for _, h := range now.Mount.Held {
-			if h.Image == image && h.Error != "" {
+			if h.Image == image && strings.Contains(h.Error, "connection refused") {
 				return true
 			}
 		}

@@ -140,7 +140,7 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 		Status: func() any { return MountStatus{im.Stats(), complete(im), hold.Stalls(), waits.histogram()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
-		return failAs(api.Invalid, err)
+		return api.Errorf(api.Invalid, "%w", err)
 	}
 	if err != nil {
 		return err
