@@ -162,17 +162,18 @@ func (s *Source) stop(ctx, sub context.Context) time.Duration {
 			s.set(func() { s.rec, s.progress = rec, now })
 			s.wait = 0
 		case errors.Is(err, errUnsettled):
-			// Go may be on record: neither to send it nor to run on would be right, until the
-			// destination has said that it never will.
+			// Go may be on record: neither to send it nor to run on would be right, until it is
+			// known not to be, or the destination has said that it never will.
 			s.phase = withdrawing
 			return s.stuck(err)
 		default:
 			s.withdraw(err)
 		}
 	case withdrawing:
-		a, err := s.send(ctx, KindAbort)
-		if err != nil || a.State != Never {
-			return s.backoff()
+		if err := store(context.WithoutCancel(ctx), s.cfg.Journal, s.record(SourcePausing)); err != nil {
+			if a, sent := s.send(ctx, KindAbort); sent != nil || a.State != Never {
+				return s.stuck(err)
+			}
 		}
 		s.withdraw(errUnsettled)
 	}
