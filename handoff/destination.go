@@ -80,7 +80,8 @@ func (d *Destination) lock(ctx context.Context) error {
 
 func (d *Destination) unlock() { d.turn <- struct{}{} }
 
-// Handle answers a message. An error means that the message was not acted upon as far as the
+// Handle answers a message. What it does may outlast the connection that the message came
+// over: ctx should not end with that, since before go a verb that is cut off ends the handoff. An error means that the message was not acted upon as far as the
 // answer would tell, and may be sent again; it is no answer of the protocol.
 func (d *Destination) Handle(ctx context.Context, m Message) (Answer, error) {
 	if err := m.Validate(); err != nil {
@@ -100,7 +101,7 @@ func (d *Destination) Handle(ctx context.Context, m Message) (Answer, error) {
 	if err := d.checkEpoch(m); err != nil {
 		return Answer{}, err
 	}
-	d.heard = d.cfg.Clock.Now()
+	defer func() { d.heard = d.cfg.Clock.Now() }()
 	switch m.Kind {
 	case KindOffer:
 		if d.rec.State == "" {
