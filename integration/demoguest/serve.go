@@ -26,7 +26,8 @@ func (l *Lab) serve(ctx context.Context) (stop func() error, err error) {
 	defer log.Close()
 	cmd := exec.Command(l.Program, "--state", l.Path("state"), "serve")
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	// In a group of its own: Ctrl-C is for this process, which ends the daemon at last.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the signal comes when the thread that started it ends
