@@ -35,8 +35,12 @@ func (s *Server) Push(ctx context.Context, file string, p []byte, off int64) (in
 	return 0, fmt.Errorf("push %s: there is no such file", file)
 }
 
-// Idle returns for how long no read of memory or disk has begun: since the mount, if none has.
+// Idle returns for how long no read of memory or disk has begun: since the mount, if none has,
+// and 0 while one has no answer.
 func (s *Server) Idle() time.Duration {
+	if s.memory.busy() || s.disk.busy() {
+		return 0
+	}
 	last := max(s.memory.last.Load(), s.disk.last.Load(), s.started.UnixNano())
 	return time.Since(time.Unix(0, last))
 }

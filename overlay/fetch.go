@@ -16,6 +16,8 @@ const (
 type FetchOptions struct {
 	Parallel int   // requests at the same time, at most; 0: 8
 	Most     int64 // bytes of one request, at most, unless one frame is larger; 0: 256 KiB
+	// ProfileOnly leaves out what the profile does not list.
+	ProfileOnly bool
 }
 
 // Fetch brings the encoded frames of all overlays over a network to this host, several at a
@@ -47,14 +49,14 @@ func (im *Image) Fetch(ctx context.Context, profile []Addr, o FetchOptions) (err
 		return nil
 	}
 	f := &fetcher{im: im, turn: make(chan struct{}, 1), pace: newPace(int64(o.Parallel)*o.Most, o.Most)}
-	f.want(profile)
+	f.want(profile, !o.ProfileOnly)
 	defer f.end()
 	g, gctx := errgroup.WithContext(ctx)
 	for range o.Parallel {
 		g.Go(func() error { return f.work(gctx) })
 	}
 	for _, r := range im.chain {
-		if r.remote == nil && !r.isLocal() {
+		if r.remote == nil && !r.isLocal() && !o.ProfileOnly {
 			g.Go(func() error { return r.awaitWhole(gctx) })
 		}
 	}
@@ -77,7 +79,7 @@ type fetcher struct {
 }
 
 // want lists what is to be fetched and marks it.
-func (f *fetcher) want(profile []Addr) {
+func (f *fetcher) want(profile []Addr, rest bool) {
 	chain := f.im.chain
 	seen := make([][]bool, len(chain))
 	for level, r := range chain {
@@ -98,7 +100,7 @@ func (f *fetcher) want(profile []Addr) {
 		}
 	}
 	for level, r := range chain {
-		if r.remote == nil || r.remote.cache == nil {
+		if !rest || r.remote == nil || r.remote.cache == nil {
 			continue
 		}
 		for n := range r.index.frames {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 )
 
 // ErrClosed is returned by reads of a closed Image.
@@ -226,6 +227,7 @@ func (im *Image) read(ctx context.Context, s Space, p []byte, off int64, readBas
 	if len(im.chain) == 0 {
 		return readBase(s, p, off)
 	}
+	im.fetchTogether(ctx, first, len(p)/PageSize)
 	frames := frameReader{im: im}
 	for i, n := 0, len(p)/PageSize; i < n; {
 		src := im.resolve(first+Addr(i), len(im.chain))
@@ -254,6 +256,34 @@ func (im *Image) read(ctx context.Context, s Space, p []byte, off int64, readBas
 		}
 	}
 	return nil
+}
+
+// fetchTogether brings the frames over a network that n pages from first on stand in at the
+// same time: one after the other each would cost a round trip. Errors come up when they are
+// read.
+func (im *Image) fetchTogether(ctx context.Context, first Addr, n int) {
+	if im.Local() {
+		return
+	}
+	var keys []frameKey
+	for a := first; a < first+Addr(n); a++ {
+		src := im.resolve(a, len(im.chain))
+		if src.level < 0 || im.chain[src.level].isLocal() {
+			continue
+		}
+		key := frameKey{src.level, im.chain[src.level].index.frameOf(src.entry)}
+		if !slices.Contains(keys, key) && (im.kept == nil || !im.kept.holds(key)) {
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) < 2 {
+		return
+	}
+	var wg sync.WaitGroup
+	for _, key := range keys {
+		wg.Go(func() { _, _ = im.frame(ctx, key) })
+	}
+	wg.Wait()
 }
 
 // frameReader copies pages out of frames and remembers the last frame, for its neighbours.

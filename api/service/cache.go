@@ -22,6 +22,9 @@ func openCache(spec MountSpec, l link) (*os.File, error) {
 	if spec.Cache == "" || spec.CacheLimit <= 0 || !isRemote(l.Source) {
 		return nil, nil
 	}
+	if err := os.MkdirAll(spec.Cache, 0o700); err != nil {
+		return nil, err
+	}
 	if err := trimCache(spec.Cache, spec.CacheLimit); err != nil {
 		return nil, fmt.Errorf("cache of fetched overlays: %w", err)
 	}

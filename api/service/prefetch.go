@@ -38,53 +38,43 @@ func prefetch(ctx context.Context, spec MountSpec, im *overlay.Image, srv *fusef
 		log.Warn("nothing is pushed", "err", err)
 		return
 	}
-	p := &pusher{srv: srv, log: log, room: room / prefetchShare}
-	hot := profile != nil && (spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchProfile)
-	all := spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchOverlay
-	// Without a profile nobody knows what of a source far away the guest wants first: it asks.
-	p.patient = spec.Prefetch == api.PrefetchAuto && !hot && !im.Local()
-	if p.await(ctx) != nil || !hot && !all {
+	p := &pusher{im: im, srv: srv, log: log, room: room / prefetchShare}
+	auto := spec.Prefetch == api.PrefetchAuto
+	hot := profile != nil && (auto || spec.Prefetch == api.PrefetchProfile)
+	if hot && !p.bring(ctx, "profile", profile) {
 		return
 	}
-	fetched := make(chan error, 1)
-	if im.Local() {
-		fetched <- nil
-	} else {
-		if !hot {
-			profile = nil
-		}
-		fetching, cancel := context.WithCancel(ctx)
-		defer cancel()
-		go func() { fetched <- im.Fetch(fetching, profile, overlay.FetchOptions{}) }()
-	}
-	if hot {
-		if !p.push(ctx, "profile", func(ctx context.Context, push pushFunc) error { return im.Prefetch(ctx, profile, push) }) {
-			all = false
-		}
-		p.patient = true
-	}
-	if all {
-		p.push(ctx, "overlays", func(ctx context.Context, push pushFunc) error { return im.Prefetch(ctx, nil, push) })
-	}
-	if err := <-fetched; err != nil && ctx.Err() == nil {
-		log.Warn("the rest of the overlays is not fetched before it is asked for", "err", err)
+	// Without a profile nobody knows what of a source far away the guest wants first: it asks.
+	p.patient = auto && (hot || !im.Local())
+	if auto || spec.Prefetch == api.PrefetchOverlay {
+		p.bring(ctx, "overlays", nil)
 	}
 }
 
-type pushFunc = func(ctx context.Context, s overlay.Space, p []byte, off int64) error
-
 // pusher pushes pages into the page cache of a mount.
 type pusher struct {
+	im      *overlay.Image
 	srv     *fusefs.Server
 	log     *slog.Logger
 	room    int64 // bytes that may still be pushed
 	patient bool  // waits for the guest to be at rest
 }
 
-// push pushes what from reads, and reports whether that was all of it.
-func (p *pusher) push(ctx context.Context, what string, from func(context.Context, pushFunc) error) bool {
+// bring pushes the pages of profile, or without one what the overlays hold of memory, and
+// fetches what of them is far away, or without a profile all of the overlays. It reports
+// whether it came to the end.
+func (p *pusher) bring(ctx context.Context, what string, profile []overlay.Addr) bool {
+	if p.await(ctx) != nil {
+		return false
+	}
+	fetched := make(chan error, 1)
+	if p.im.Local() {
+		fetched <- nil
+	} else {
+		go func() { fetched <- p.im.Fetch(ctx, profile, overlay.FetchOptions{ProfileOnly: profile != nil}) }()
+	}
 	begin, pushed := time.Now(), 0
-	err := from(ctx, func(ctx context.Context, s overlay.Space, b []byte, off int64) error {
+	err := p.im.Prefetch(ctx, profile, func(ctx context.Context, s overlay.Space, b []byte, off int64) error {
 		if p.room -= int64(len(b)); p.room < 0 {
 			return errFull
 		}
@@ -95,6 +85,7 @@ func (p *pusher) push(ctx context.Context, what string, from func(context.Contex
 		pushed += n
 		return err
 	})
+	err = errors.Join(err, <-fetched)
 	p.log.Info("pushed", "what", what, "bytes", pushed, "seconds", time.Since(begin).Seconds(), "ended", err)
 	return err == nil
 }
@@ -102,7 +93,7 @@ func (p *pusher) push(ctx context.Context, what string, from func(context.Contex
 // await returns when the guest has asked for nothing for a while.
 func (p *pusher) await(ctx context.Context) error {
 	for p.patient {
-		wait := restAfter - p.srv.Idle()
+		wait := p.rest() - p.srv.Idle()
 		if wait <= 0 {
 			break
 		}
@@ -113,6 +104,15 @@ func (p *pusher) await(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// rest returns how long the guest must have asked for nothing: what comes over a network
+// arrives with pauses.
+func (p *pusher) rest() time.Duration {
+	if p.im.Local() {
+		return restAfter
+	}
+	return 4 * restAfter
 }
 
 // profileOf returns the profile that the store keeps of an image, or the one that its last

@@ -19,9 +19,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// remoteReadAhead is how much the kernel reads around a page of an image that comes over a
-// network, in KiB: each frame that is touched costs a request, so less than its default.
-const remoteReadAhead = 16
+// How much the kernel reads around a page that the guest waits for, in KiB. Its default is 128:
+// too much where a profile has brought what is likely and the guest only strays from it, and
+// over a network, where each frame that is touched costs a request.
+const (
+	profileReadAhead = 32
+	remoteReadAhead  = 16
+)
+
+func readAheadOf(spec MountSpec, im *overlay.Image) int {
+	if !im.Local() {
+		return remoteReadAhead
+	}
+	profile, err := profileOf(spec, im)
+	if err == nil && profile != nil && (spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchProfile) {
+		return profileReadAhead
+	}
+	return 0 // the kernel's; prefetch says what is wrong with the profile
+}
 
 // MountSpec tells a mount process what to serve and where.
 type MountSpec struct {
@@ -128,15 +143,11 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	if err != nil {
 		return err
 	}
-	readAhead := 0
-	if !im.Local() {
-		readAhead = remoteReadAhead
-	}
 	var hold overlay.Hold
 	waits := newWaits()
 	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
 		Memory: waits.file(hold.File(im.File(overlay.Memory))), Disk: waits.file(hold.File(im.File(overlay.Disk))), Info: info,
-		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log, Record: spec.Record, ReadAheadKiB: readAhead,
+		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log, Record: spec.Record, ReadAheadKiB: readAheadOf(spec, im),
 		Status: func() any { return MountStatus{im.Stats(), complete(im), hold.Stalls(), waits.histogram()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {

@@ -33,7 +33,6 @@ type way struct {
 	name, text string
 	file       string // that is fetched; "" and not eager: only measured on this host
 	quick      bool   // takes a second or two on this host
-	prefetch   api.Prefetch
 	run        func(context.Context, *attempt) (sample, error)
 }
 

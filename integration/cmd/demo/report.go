@@ -113,7 +113,7 @@ func (r *results) judge() (missed bool) {
 		most           bool // the target is the most, else the least
 		unit           string
 	}{
-		{"first response, no profile yet", r.Floor + 0.4, r.FirstResponse, true, "s (floor + 0.4)"},
+		{"first response, no profile yet", r.Floor + 0.5, r.FirstResponse, true, "s (floor + 0.5)"},
 		{"first response, by profile", r.Floor + 0.1, r.FirstResponseProfile, true, "s (floor + 0.1)"},
 		{"times sooner than eager", 8, r.Eager / r.FirstResponse, false, ""},
 		{"second instance", slices.Max(r.All["floor"]), r.SecondInstance, true, "s (spread of the floor)"},
