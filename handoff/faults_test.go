@@ -149,6 +149,12 @@ func TestRareFaults(t *testing.T) {
 			{name: "source store going", at: 1, f: unreadable}, {name: "source store aborting", at: 1, f: failBefore}, {name: "source continue", at: 1, f: crashAfter}}},
 		{"go may be on record, abort cannot be written, the host restarts", []planned{
 			{name: "source store going", at: 1, f: unreadable}, {name: "source store aborting", at: 1, f: failBefore}, {name: "send abort", at: 1, f: powerAfter}}},
+		{"go is written in spite of errors, and abort cannot be", []planned{
+			{name: "source store going", at: 1, f: failAfter}, {name: "source store going", at: 2, f: failBefore},
+			{name: "source store aborting", at: 1, f: failBefore}, {name: "source continue", at: 1, f: crashAfter}}},
+		{"go may be on record, and nothing else can be written", []planned{
+			{name: "source store going", at: 1, f: unreadable}, {name: "source store pausing", at: 2, f: failBefore},
+			{name: "source store aborting", at: 1, f: failBefore}, {name: "source continue", at: 1, f: crashAfter}}},
 		{"superseded cannot be written, then a restart", []planned{
 			{name: "send ask", at: 1, f: cutResolve}, {name: "destination store superseded", at: 1, f: failBefore}, {name: "destination pause", at: 1, f: crashAfter}}},
 		{"superseded before running was written, then a restart", []planned{

@@ -67,7 +67,7 @@ func TestMutants(t *testing.T) {
 	needMutants(t)
 	for _, tc := range []struct{ name, file, old, new string }{
 		{"go without a record", "steps.go", "		err := store(context.WithoutCancel(ctx), s.cfg.Journal, rec)\n		switch {", "		var err error\n		switch {"},
-		{"an error of the journal is taken for the old record", "record.go", "case loadErr == nil && bytes.Equal(got, data):\n		return nil", "case loadErr == nil && bytes.Equal(got, data) && err == nil:"},
+		{"an error of the journal is taken for the old record", "record.go", "	case loadErr == nil && bytes.Equal(got, data):", "	case loadErr == nil && bytes.Equal(got, nil):"},
 		{"unsettled is taken for the old record", "record.go", "case loadErr != nil && !errors.Is(loadErr, fs.ErrNotExist):", "case false:"},
 		{"a restart goes on with go unsent", "source.go", `s.cancelled = []Reason{{Text: "the source was restarted before go"}}`, `s.rec.State = SourceGoing`},
 		{"a restart after go aborts", "source.go", "	default:\n		s.phase, s.committed = continuing, true\n	}", "	default:\n		s.rec.State, s.committed = SourceAborting, true\n	}"},
@@ -108,7 +108,7 @@ func TestMutants(t *testing.T) {
 			overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{path: mutant}})
 			require.NoError(t, err)
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600))
-			out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "TestNoFault|TestEveryFault|TestRare|TestStale|TestRun|TestCancel", ".").CombinedOutput()
+			out, err := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-timeout", "60s", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "TestNoFault|TestEveryFault|TestRareFaults|TestStale", ".").CombinedOutput()
 			require.Error(t, err, "nobody noticed")
 			require.NotContains(t, string(out), "[build failed]", string(out))
 			require.Contains(t, string(out), "--- FAIL", string(out))
