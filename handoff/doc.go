@@ -73,7 +73,7 @@
 //	cancelled      done                        resumed
 //
 // Each arrow into a state is a record that is durable before anything that the state allows
-// is done. Before every record before go means the same, so one that cannot be written stops
+// is done. Every record before go means the same, so one that cannot be written stops
 // nothing but the handoff. From open and pausing every failure, every restart and Cancel lead
 // to aborting.
 //
