@@ -47,8 +47,8 @@ func markdown(rows []way, r *results) string {
 		v := r.All[w.key]
 		fmt.Fprintf(&b, "| %s | %.2f | %.2f to %.2f |\n", w.text, median(v), slices.Min(v), slices.Max(v))
 	}
-	fmt.Fprintf(&b, "\nThe overlay has %.1f MiB, the eager way's files %.1f MiB. By its profile the mount pushed %.1f MiB of memory before the guest\n"+
-		"asked, and served %.1f MiB of memory and %.1f MiB of disk on demand; a second instance read %.2f MiB more. %s.\n",
+	fmt.Fprintf(&b, "\nThe overlay has %.1f MiB, the eager way's files %.1f MiB. Soon after the first answer the mount had pushed %.1f MiB\n"+
+		"of memory before it was asked for, and served %.1f MiB of memory and %.1f MiB of disk on demand; a second instance read %.2f MiB more. %s.\n",
 		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryPushed), mib(r.MemoryRead), mib(r.DiskRead), mib(r.SecondRead), r.Host)
 	return b.String()
 }
