@@ -20,7 +20,7 @@ func main() {
 	flag.StringVar(&b.dir, "dir", "build/benchapi", "folder to work in; its stores are removed at the end")
 	flag.StringVar(&b.out, "o", "build/bench-api.json", "file for the results")
 	flag.StringVar(&b.only, "only", "", "measure only this: pairs, burst, crowd or start")
-	flag.IntVar(&b.pairs, "pairs", 21, "pairs of a synthesis through the API and one in this process")
+	flag.IntVar(&b.pairs, "pairs", 60, "pairs of a synthesis through the API and one in this process")
 	minutes := flag.Float64("minutes", 5, "minutes for which the crowd stays")
 	flag.Parse()
 	b.stay = time.Duration(*minutes * float64(time.Minute))

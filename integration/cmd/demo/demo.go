@@ -15,6 +15,7 @@ type demo struct {
 	out, picture string
 	publish      string // root of the project, to renew its documents
 	rounds       int
+	walking      bool
 
 	*demoguest.Lab
 	round int // the present one; it chooses the request
@@ -33,6 +34,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close(ctx)) }()
+	if d.walking {
+		return d.walk(ctx)
+	}
 	r, err := d.measure(ctx)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ func main() {
 	flag.StringVar(&d.out, "o", "build/demo.json", "file for the results")
 	flag.StringVar(&d.picture, "svg", "build/demo.svg", "file for the picture")
 	flag.IntVar(&d.rounds, "rounds", 5, "rounds of measuring, every way once in each")
+	flag.BoolVar(&d.walking, "walk", false, "measure nothing; use the rest of the command line on the guest: export, import, a chain, qcow2")
 	flag.StringVar(&d.publish, "publish", "", "root of the project, to put table and picture into its documents")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
