@@ -9,6 +9,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/integration/appguest"
+	"cloudlet/integration/figures"
 	"cloudlet/overlay"
 	"cloudlet/vmm"
 )
@@ -104,7 +105,7 @@ func (l *Lab) makeBase(ctx context.Context) error {
 // makeLaunch customises an instance of the base as a user does, and captures it.
 func (l *Lab) makeLaunch(ctx context.Context) error {
 	if l.Made.Overlay != "" {
-		l.Say("overlay: %.12s of %.1f MiB, made before", l.Made.Overlay, mib(l.Made.Size))
+		l.Say("overlay: %.12s of %.1f MiB, made before", l.Made.Overlay, figures.MiB(l.Made.Size))
 		return nil
 	}
 	l.Say("launch VM: resume the base, install flask, redis and nginx in it, start the application")
@@ -128,7 +129,7 @@ func (l *Lab) makeLaunch(ctx context.Context) error {
 		return err
 	}
 	l.Made.Overlay, l.Made.Token, l.Made.Size = o.ID, a.Token, o.Size
-	l.Say("overlay: %.1f MiB in %.1f s; the guest stood still for %.0f ms", mib(o.Size), o.Took, 1000*o.Pause)
+	l.Say("overlay: %.1f MiB in %.1f s; the guest stood still for %.0f ms", figures.MiB(o.Size), o.Took, 1000*o.Pause)
 	return l.Cloudlet(ctx, nil, "rm", "--force", in.ID)
 }
 
@@ -148,7 +149,7 @@ func (l *Lab) makeProfile(ctx context.Context) error {
 		return err
 	}
 	l.Made.Profiled, l.Made.Size = true, o.Size
-	l.Say("profile: %d pages of memory, %d of disk; the overlay has %.1f MiB", o.MemoryPages, o.DiskPages, mib(o.Size))
+	l.Say("profile: %d pages of memory, %d of disk; the overlay has %.1f MiB", o.MemoryPages, o.DiskPages, figures.MiB(o.Size))
 	return nil
 }
 
@@ -216,5 +217,3 @@ func (l *Lab) makeEager(ctx context.Context) error {
 	l.Made.EagerBytes = total
 	return nil
 }
-
-func mib(n int64) float64 { return float64(n) / (1 << 20) }

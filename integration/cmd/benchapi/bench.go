@@ -15,6 +15,7 @@ import (
 	"cloudlet/api"
 	"cloudlet/api/client"
 	"cloudlet/api/service"
+	"cloudlet/integration/figures"
 	"cloudlet/integration/guest"
 )
 
@@ -136,7 +137,7 @@ func (b *bench) prepare(ctx context.Context, d *daemon) error {
 	if err != nil {
 		return err
 	}
-	b.say("overlay: %.1f MiB", mib(o.Size))
+	b.say("overlay: %.1f MiB", figures.MiB(o.Size))
 	b.image = o.ID
 	b.launch = api.Run{Ref: o.ID, Probe: &api.Probe{Port: guest.Port, Path: "/", Contains: said.Token}}
 	return d.client.DeleteInstance(ctx, in.ID, true)

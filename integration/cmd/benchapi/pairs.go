@@ -9,6 +9,7 @@ import (
 	"cloudlet/api"
 	"cloudlet/api/client"
 	"cloudlet/api/service"
+	"cloudlet/integration/figures"
 )
 
 // pairsResult compares a synthesis through the API with the same call in this process. The
@@ -65,8 +66,8 @@ func (b *bench) compare(ctx context.Context, d *daemon) (err error) {
 			more = append(more, took[0]-took[1])
 		}
 	}
-	r.API, r.InProcess, r.More = median(r.AllAPI), median(r.AllInside), median(more)
-	r.BesideAPI, r.BesideInside = median(beside[0]), median(beside[1])
+	r.API, r.InProcess, r.More = figures.Median(r.AllAPI), figures.Median(r.AllInside), figures.Median(more)
+	r.BesideAPI, r.BesideInside = figures.Median(beside[0]), figures.Median(beside[1])
 	r.Steps = steps(lines)
 	b.r.Pairs = r
 	return nil
@@ -114,7 +115,7 @@ func steps(lines [2][][]api.Event) (out []step) {
 			}
 		}
 		if len(at[1]) > 0 {
-			out = append(out, step{e.Name, median(at[0]), median(at[1])})
+			out = append(out, step{e.Name, figures.Median(at[0]), figures.Median(at[1])})
 		}
 	}
 	return out

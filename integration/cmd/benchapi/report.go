@@ -1,12 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
+
+	"cloudlet/integration/figures"
 )
 
 var errMissed = errors.New("a target was missed")
@@ -28,11 +28,7 @@ func (b *bench) report() error {
 	b.r.figures()
 	fmt.Println()
 	missed := b.r.judge()
-	text, err := json.MarshalIndent(b.r, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(b.out, append(text, '\n'), 0o644); err != nil {
+	if err := figures.WriteJSON(b.out, b.r); err != nil {
 		return err
 	}
 	fmt.Printf("figures: %s\n", b.out)
@@ -54,7 +50,7 @@ func (r *results) figures() {
 	}
 	if p := r.Crowd; p != nil {
 		fmt.Printf("crowd for %.1f minutes: %d GETs, p50 %.1f ms, p99 %.1f ms, most %.1f ms; %d events, %d times to an operation's end; %d answers of guests;\n  daemon %.1f MiB early, %.1f MiB late; %d descriptors, %d when the clients had left\n",
-			p.Minutes, p.Gets, 1000*p.P50, 1000*p.P99, 1000*p.Max, p.Events, p.Followed, p.Answers, mib(p.Early), mib(p.Late), p.FilesLate, p.FilesLeft)
+			p.Minutes, p.Gets, 1000*p.P50, 1000*p.P99, 1000*p.Max, p.Events, p.Followed, p.Answers, figures.MiB(p.Early), figures.MiB(p.Late), p.FilesLate, p.FilesLeft)
 	}
 	if p := r.Start; p != nil {
 		fmt.Printf("start with %d overlays, %d times: median %.0f ms, most %.0f ms; the first list of all takes %.0f ms\n",
@@ -62,31 +58,23 @@ func (r *results) figures() {
 	}
 }
 
-// target is a bound on a figure: the most that it may be.
-type target struct {
-	what         string
-	most, actual float64
-	unit         string
-	decimals     int
-}
-
-func (r *results) targets() (list []target) {
+func (r *results) targets() (list []figures.Target) {
 	if p := r.Pairs; p != nil {
-		list = append(list, target{what: "synthesis through the API, more than in process", most: 10, actual: 1000 * p.More, unit: "ms", decimals: 1})
+		list = append(list, figures.Target{What: "synthesis through the API, more than in process", Bound: 10, Value: 1000 * p.More, Unit: "ms", Decimals: 1})
 	}
 	if p := r.Burst; p != nil {
 		list = append(list,
-			target{what: "mounts under ten instances of one launch", most: 1, actual: float64(p.Mounts)},
-			target{what: "times that a frame was decoded", most: 1, actual: p.Most, decimals: 3})
+			figures.Target{What: "mounts under ten instances of one launch", Bound: 1, Value: float64(p.Mounts)},
+			figures.Target{What: "times that a frame was decoded", Bound: 1, Value: p.Most, Decimals: 3})
 	}
 	if p := r.Crowd; p != nil {
 		allowed := max(rssGrowth*float64(p.Early), rssLeast)
 		list = append(list,
-			target{what: "p99 of GET in a crowd", most: 50, actual: 1000 * p.P99, unit: "ms", decimals: 1},
-			target{what: "growth of the daemon meanwhile", most: allowed / (1 << 20), actual: mib(p.Late - p.Early), unit: "MiB", decimals: 1})
+			figures.Target{What: "p99 of GET in a crowd", Bound: 50, Value: 1000 * p.P99, Unit: "ms", Decimals: 1},
+			figures.Target{What: "growth of the daemon meanwhile", Bound: allowed / (1 << 20), Value: figures.MiB(p.Late - p.Early), Unit: "MiB", Decimals: 1})
 	}
 	if p := r.Start; p != nil {
-		list = append(list, target{what: "start with 1,000 overlays", most: 1, actual: p.Most, unit: "s", decimals: 2})
+		list = append(list, figures.Target{What: "start with 1,000 overlays", Bound: 1, Value: p.Most, Unit: "s", Decimals: 2})
 	}
 	return list
 }
@@ -94,21 +82,10 @@ func (r *results) targets() (list []target) {
 // judge prints target, measured, and pass or miss.
 func (r *results) judge() (missed bool) {
 	for _, t := range r.targets() {
-		verdict := "pass"
-		if !(t.actual <= t.most) {
-			verdict, missed = "MISS", true
-		}
-		fmt.Printf("  %-48s target at most %.*f %s, measured %.*f %s: %s\n", t.what, t.decimals, t.most, t.unit, t.decimals, t.actual, t.unit, verdict)
+		missed = missed || !t.Met()
+		fmt.Printf("  %s\n", t)
 	}
 	return missed
-}
-
-func median(v []float64) float64 {
-	s := slices.Sorted(slices.Values(v))
-	if n := len(s); n%2 == 0 {
-		return (s[n/2-1] + s[n/2]) / 2
-	}
-	return s[len(s)/2]
 }
 
 // quantile returns the least value that at least a share q of all values do not exceed.
@@ -123,5 +100,3 @@ func quantile(v []float64, q float64) float64 {
 	}
 	return s[max(0, min(i, len(s)-1))]
 }
-
-func mib(n int64) float64 { return float64(n) / (1 << 20) }

@@ -15,6 +15,7 @@ import (
 	"cloudlet/api"
 	"cloudlet/api/client"
 	"cloudlet/api/service"
+	"cloudlet/integration/figures"
 	"cloudlet/overlay"
 
 	"golang.org/x/sync/errgroup"
@@ -61,7 +62,7 @@ func (b *bench) start(ctx context.Context) error {
 			return err
 		}
 	}
-	r.Median, r.Most, r.List = median(r.All), slices.Max(r.All), median(lists)
+	r.Median, r.Most, r.List = figures.Median(r.All), slices.Max(r.All), figures.Median(lists)
 	b.r.Start = r
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"cloudlet/integration/demoguest"
+	"cloudlet/integration/figures"
 	"cloudlet/overlay"
 	"cloudlet/overlay/source"
 )
@@ -43,7 +44,7 @@ func (p peer) String() string {
 		if strings.Contains(p.Cut, who) {
 			return fmt.Sprintf("> %.0f s", s)
 		}
-		return fmt.Sprintf("%.2f s, %.1f MiB", s, mib(n))
+		return fmt.Sprintf("%.2f s, %.1f MiB", s, figures.MiB(n))
 	}
 	return fmt.Sprintf("%-28s demand only by our mount %s; nbdkit (curl, xz, cow, readahead) %s", p.Link, show(p.Ours, p.OursBytes, "ours"), show(p.NBDKit, p.NBDKitBytes, "nbdkit"))
 }

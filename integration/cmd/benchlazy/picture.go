@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"cloudlet/integration/figures"
 )
 
 // The picture's measures, in pixels.
@@ -75,10 +77,10 @@ func drawBar(b *strings.Builder, r *results, c *cell, w way, x func(float64) flo
 		colour = "#2f6fb7"
 	}
 	if v := c.seconds(); len(v) > 0 && !c.Cut {
-		mid, least, most = median(v), slices.Min(v), slices.Max(v)
+		mid, least, most = figures.Median(v), slices.Min(v), slices.Max(v)
 		text = fmt.Sprintf("%.2f", mid)
-		if n := median(c.bytes()); c.Link != local && n > 0 {
-			text += fmt.Sprintf(" (%.1f MiB)", mib(n))
+		if n := figures.Median(c.bytes()); c.Link != local && n > 0 {
+			text += fmt.Sprintf(" (%.1f MiB)", figures.MiB(n))
 		}
 	}
 	fmt.Fprintf(b, `<text x="%d" y="%d" text-anchor="end">%s</text>`, pictureLeft-8, y+14, html.EscapeString(w.text))

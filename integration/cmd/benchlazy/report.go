@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/api/service"
+	"cloudlet/integration/figures"
 )
 
 var errMissed = errors.New("a target was missed")
@@ -63,7 +63,7 @@ type sample struct {
 }
 
 func (s sample) String() string {
-	text := fmt.Sprintf("%7.2f s, %5.1f MiB", s.Seconds, mib(s.Bytes))
+	text := fmt.Sprintf("%7.2f s, %5.1f MiB", s.Seconds, figures.MiB(s.Bytes))
 	if s.Waits != nil {
 		text += ", " + s.Waits.String()
 	}
@@ -171,16 +171,6 @@ func (c *cell) completed() *float64 {
 	return nil
 }
 
-func median(v []float64) float64 {
-	s := slices.Sorted(slices.Values(v))
-	if n := len(s); n%2 == 0 {
-		return (s[n/2-1] + s[n/2]) / 2
-	}
-	return s[len(s)/2]
-}
-
-func mib[N int64 | float64](n N) float64 { return float64(n) / (1 << 20) }
-
 // report prints table and targets and writes the files.
 func (b *bench) report() error {
 	b.r.print()
@@ -189,14 +179,14 @@ func (b *bench) report() error {
 	if missed {
 		b.r.explain(list)
 	}
-	err := errors.Join(writeJSON(b.out, &b.r), os.WriteFile(b.picture, []byte(picture(&b.r)), 0o644))
+	err := errors.Join(figures.WriteJSON(b.out, &b.r), os.WriteFile(b.picture, []byte(picture(&b.r)), 0o644))
 	if err != nil {
 		return err
 	}
 	fmt.Printf("figures: %s\npicture: %s\n", b.out, b.picture)
 	if b.publish != "" {
 		docs := filepath.Join(b.publish, "docs")
-		err := errors.Join(os.MkdirAll(docs, 0o755), writeJSON(filepath.Join(docs, "bench-lazy.json"), &b.r),
+		err := errors.Join(os.MkdirAll(docs, 0o755), figures.WriteJSON(filepath.Join(docs, "bench-lazy.json"), &b.r),
 			os.WriteFile(filepath.Join(docs, "bench-lazy.svg"), []byte(picture(&b.r)), 0o644))
 		if err != nil {
 			return err
@@ -208,17 +198,9 @@ func (b *bench) report() error {
 	return nil
 }
 
-func writeJSON(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", " ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
-}
-
 // print prints the table.
 func (r *results) print() {
-	fmt.Printf("\n%s\noverlay %.1f MiB (%.1f MiB before its profile), eager's files %.1f MiB\n", r.Host, mib(r.OverlayBytes), mib(r.PlainBytes), mib(r.EagerBytes))
+	fmt.Printf("\n%s\noverlay %.1f MiB (%.1f MiB before its profile), eager's files %.1f MiB\n", r.Host, figures.MiB(r.OverlayBytes), figures.MiB(r.PlainBytes), figures.MiB(r.EagerBytes))
 	for _, n := range networks() {
 		header := false
 		for _, w := range allWays() {
@@ -252,7 +234,7 @@ func (r *results) row(c *cell) string {
 	if c.Cut {
 		cut = fmt.Sprintf(", > %.0f once", r.Bound)
 	}
-	text := fmt.Sprintf("%6.2f %-12s %8.1f", median(v), fmt.Sprintf("(%.2f-%.2f%s)", slices.Min(v), slices.Max(v), cut), mib(median(c.bytes())))
+	text := fmt.Sprintf("%6.2f %-12s %8.1f", figures.Median(v), fmt.Sprintf("(%.2f-%.2f%s)", slices.Min(v), slices.Max(v), cut), figures.MiB(figures.Median(c.bytes())))
 	complete := "-"
 	if s := c.completed(); s != nil {
 		complete = fmt.Sprintf("%.1f s", *s)

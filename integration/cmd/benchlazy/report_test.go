@@ -61,7 +61,7 @@ func TestTargets(t *testing.T) {
 			c.change(r)
 			missed := 0
 			for _, x := range r.targets() {
-				if !x.met() {
+				if !x.Met() {
 					missed++
 				}
 			}

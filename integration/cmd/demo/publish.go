@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"cloudlet/integration/figures"
 )
 
 // The lines of the README between which the table of a demo stands.
@@ -22,7 +24,7 @@ func publish(root string, d *demo, r *results) error {
 	if err := os.MkdirAll(docs, 0o755); err != nil {
 		return err
 	}
-	err := errors.Join(writeJSON(filepath.Join(docs, "demo.json"), r), os.WriteFile(filepath.Join(docs, "demo.svg"), []byte(picture(d.rows(), r)), 0o644))
+	err := errors.Join(figures.WriteJSON(filepath.Join(docs, "demo.json"), r), os.WriteFile(filepath.Join(docs, "demo.svg"), []byte(picture(d.rows(), r)), 0o644))
 	if err != nil {
 		return err
 	}
@@ -45,11 +47,11 @@ func markdown(rows []way, r *results) string {
 	fmt.Fprintf(&b, "| seconds to the first right answer | median of %d | least to most |\n|---|---|---|\n", r.Rounds)
 	for _, w := range rows {
 		v := r.All[w.key]
-		fmt.Fprintf(&b, "| %s | %.2f | %.2f to %.2f |\n", w.text, median(v), slices.Min(v), slices.Max(v))
+		fmt.Fprintf(&b, "| %s | %.2f | %.2f to %.2f |\n", w.text, figures.Median(v), slices.Min(v), slices.Max(v))
 	}
 	fmt.Fprintf(&b, "\nThe overlay has %.1f MiB, the eager way's files %.1f MiB. Soon after the first answer the mount had pushed %.1f MiB\n"+
 		"of memory before it was asked for, and served %.1f MiB of memory and %.1f MiB of disk on demand; a second instance read %.2f MiB more. %s.\n",
-		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryPushed), mib(r.MemoryRead), mib(r.DiskRead), mib(r.SecondRead), r.Host)
+		figures.MiB(r.OverlayBytes), figures.MiB(r.EagerBytes), figures.MiB(r.MemoryPushed), figures.MiB(r.MemoryRead), figures.MiB(r.DiskRead), figures.MiB(r.SecondRead), r.Host)
 	return b.String()
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"cloudlet/integration/demoguest"
 
+	"cloudlet/integration/figures"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -26,8 +28,8 @@ func TestReadmeTable(t *testing.T) {
 }
 
 func TestMedian(t *testing.T) {
-	require.Equal(t, 2.0, median([]float64{3, 1, 2}))
-	require.Equal(t, 2.5, median([]float64{4, 1, 2, 3}))
+	require.Equal(t, 2.0, figures.Median([]float64{3, 1, 2}))
+	require.Equal(t, 2.5, figures.Median([]float64{4, 1, 2, 3}))
 }
 
 // TestJudge: a target that is missed is said to be.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"html"
@@ -10,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"cloudlet/integration/figures"
 )
 
 var errMissed = errors.New("a target was missed")
@@ -49,22 +50,12 @@ func (r *results) add(key string, took time.Duration) {
 
 func (r *results) addRead(key string, n int64) { r.reads[key] = append(r.reads[key], n) }
 
-func median(v []float64) float64 {
-	s := slices.Sorted(slices.Values(v))
-	if n := len(s); n%2 == 0 {
-		return (s[n/2-1] + s[n/2]) / 2
-	}
-	return s[len(s)/2]
-}
-
-func mib(n int64) float64 { return float64(n) / (1 << 20) }
-
 // report prints the table and the targets and writes the files.
 func (d *demo) report(ctx context.Context, r *results) error {
-	r.FirstResponse, r.FirstResponseCold, r.Floor = median(r.All["lazy"]), median(r.All["cold"]), median(r.All["floor"])
-	r.FirstResponseProfile = median(r.All["profile"])
-	r.Eager, r.OwnEager, r.ColdBoot = median(r.All["eager"]), median(r.All["own eager"]), median(r.All["cold boot"])
-	r.SecondInstance, r.ThirdInstance = median(r.All["second"]), median(r.All["third"])
+	r.FirstResponse, r.FirstResponseCold, r.Floor = figures.Median(r.All["lazy"]), figures.Median(r.All["cold"]), figures.Median(r.All["floor"])
+	r.FirstResponseProfile = figures.Median(r.All["profile"])
+	r.Eager, r.OwnEager, r.ColdBoot = figures.Median(r.All["eager"]), figures.Median(r.All["own eager"]), figures.Median(r.All["cold boot"])
+	r.SecondInstance, r.ThirdInstance = figures.Median(r.All["second"]), figures.Median(r.All["third"])
 	r.SecondRead = slices.Max(r.reads["second"])
 	h, err := d.QEMU().Probe(ctx)
 	if err != nil {
@@ -76,12 +67,12 @@ func (d *demo) report(ctx context.Context, r *results) error {
 	fmt.Printf("\nSeconds from the request to the first right answer: median of %d rounds (least to most)\n", r.Rounds)
 	for _, w := range rows {
 		v := r.All[w.key]
-		fmt.Printf("  %-50s %7.2f  (%.2f to %.2f)\n", w.text, median(v), slices.Min(v), slices.Max(v))
+		fmt.Printf("  %-50s %7.2f  (%.2f to %.2f)\n", w.text, figures.Median(v), slices.Min(v), slices.Max(v))
 	}
 	fmt.Printf("\noverlay %.1f MiB (eager's %.1f MiB); before the first answer the mount served %.1f MiB of memory\n(and pushed %.1f MiB) and %.1f MiB of disk from %.1f MiB of the overlay; a second instance read %.2f MiB\n\n",
-		mib(r.OverlayBytes), mib(r.EagerBytes), mib(r.MemoryRead), mib(r.MemoryPushed), mib(r.DiskRead), mib(r.OverlayRead), mib(r.SecondRead))
+		figures.MiB(r.OverlayBytes), figures.MiB(r.EagerBytes), figures.MiB(r.MemoryRead), figures.MiB(r.MemoryPushed), figures.MiB(r.DiskRead), figures.MiB(r.OverlayRead), figures.MiB(r.SecondRead))
 	missed := r.judge()
-	if err := writeJSON(d.out, r); err != nil {
+	if err := figures.WriteJSON(d.out, r); err != nil {
 		return err
 	}
 	if err := os.WriteFile(d.picture, []byte(picture(rows, r)), 0o644); err != nil {
@@ -107,42 +98,19 @@ func (d *demo) rows() []way {
 
 // judge prints target, measured, and pass or miss.
 func (r *results) judge() (missed bool) {
-	for _, t := range []struct {
-		what           string
-		target, actual float64
-		most           bool // the target is the most, else the least
-		unit           string
-	}{
-		{"first response, no profile yet", r.Floor + 0.5, r.FirstResponse, true, "s (floor + 0.5)"},
-		{"first response, by profile", r.Floor + 0.1, r.FirstResponseProfile, true, "s (floor + 0.1)"},
-		{"times sooner than eager", 8, r.Eager / r.FirstResponse, false, ""},
-		{"second instance", slices.Max(r.All["floor"]), r.SecondInstance, true, "s (spread of the floor)"},
-		{"second instance reads", 1, mib(r.SecondRead), true, "MiB"},
-		{"overlay against eager's bytes", 0.9, float64(r.OverlayBytes) / float64(r.EagerBytes), true, ""},
+	for _, t := range []figures.Target{
+		{What: "first response, no profile yet", Bound: r.Floor + 0.5, Value: r.FirstResponse, Unit: "s (floor + 0.5)"},
+		{What: "first response, by profile", Bound: r.Floor + 0.1, Value: r.FirstResponseProfile, Unit: "s (floor + 0.1)"},
+		{What: "times sooner than eager", Bound: 8, Value: r.Eager / r.FirstResponse, Least: true},
+		{What: "second instance", Bound: slices.Max(r.All["floor"]), Value: r.SecondInstance, Unit: "s (spread of the floor)"},
+		{What: "second instance reads", Bound: 1, Value: figures.MiB(r.SecondRead), Unit: "MiB"},
+		{What: "overlay against eager's bytes", Bound: 0.9, Value: float64(r.OverlayBytes) / float64(r.EagerBytes)},
 	} {
-		ok := t.actual >= t.target
-		if t.most {
-			ok = t.actual <= t.target
-		}
-		verdict := "pass"
-		if !ok {
-			verdict, missed = "MISS", true
-		}
-		bound := "at least"
-		if t.most {
-			bound = "at most"
-		}
-		fmt.Printf("  %-32s target %s %.2f, measured %.2f %s: %s\n", t.what, bound, t.target, t.actual, t.unit, verdict)
+		t.Decimals = 2
+		missed = missed || !t.Met()
+		fmt.Printf("  %s\n", t)
 	}
 	return missed
-}
-
-func writeJSON(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", " ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
 }
 
 // picture draws the rows as bars: medians, and a line for their spread.
@@ -164,9 +132,9 @@ func picture(rows []way, r *results) string {
 		}
 		x := func(s float64) float64 { return left + s/most*width }
 		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text>`, left-8, y+17, html.EscapeString(w.text))
-		fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.1f" height="18" fill="%s"/>`, left, y+4, x(median(v))-left, colour)
+		fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.1f" height="18" fill="%s"/>`, left, y+4, x(figures.Median(v))-left, colour)
 		fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke="black"/>`, x(slices.Min(v)), x(slices.Max(v)), y+13, y+13)
-		fmt.Fprintf(&b, `<text x="%.1f" y="%d">%.2f</text>`+"\n", x(slices.Max(v))+6, y+17, median(v))
+		fmt.Fprintf(&b, `<text x="%.1f" y="%d">%.2f</text>`+"\n", x(slices.Max(v))+6, y+17, figures.Median(v))
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
