@@ -98,7 +98,7 @@ func TestLazyUpload(t *testing.T) {
 	l.ok("continue", in.ID)
 	p := request(t, in, "GET", "/verify")
 	eventually(t, "the guest waits for what has not arrived", func() bool { return l.inspect(in.ID).Reason != "" })
-	t.Log(l.inspect(in.ID).Reason)
+	require.Regexp(t, `waits for \d+ pages: \w`, l.inspect(in.ID).Reason)
 	require.Error(t, c.DeleteUpload(t.Context(), up.ID), "an instance uses it")
 	l.append(up, content, half, len(content))
 	require.NoError(t, <-p)

@@ -193,7 +193,11 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 	if in.Mount = mount; merr != nil {
 		in.Reason = joinReason(in.Reason, fmt.Sprintf("its mount does not answer: %v", merr))
 	} else if n := len(in.Mount.Held); n > 0 {
-		in.Reason = joinReason(in.Reason, fmt.Sprintf("waits for %d pages: %s", n, in.Mount.Held[0].Error))
+		why := in.Mount.Held[0].Error
+		if why == "" {
+			why = "they have not come yet"
+		}
+		in.Reason = joinReason(in.Reason, fmt.Sprintf("waits for %d pages: %s", n, why))
 	}
 	return in, nil
 }
