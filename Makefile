@@ -2,6 +2,7 @@
 # make test   every test, the end-to-end ones included
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make bench-lazy  first response over slow links, by every way to bring an overlay
+# make mutants    changes the handoff machines, one place at a time: a test must notice each
 # make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
 # make build  build/cloudlet
 # make deps   install what the others need, from Debian's packages
@@ -10,7 +11,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo bench-api bench-lazy test check deps clean
+.PHONY: build guest demo bench-api bench-lazy test mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -31,6 +32,9 @@ bench-lazy: build
 test: guest
 	$(GO) test -timeout 10m $(PACKAGES)
 	$(GO) test -timeout 20m ./integration
+
+mutants:
+	$(GO) test -tags mutants -timeout 20m -run TestMutants ./handoff
 
 check: guest
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad"; exit 1; fi

@@ -275,15 +275,8 @@ func (s *Source) aborting(ctx context.Context) time.Duration {
 			}
 		}
 		s.phase = releasing
-	case releasing:
-		if err := s.cfg.VM.Release(ctx); err != nil {
-			return s.stuck(err)
-		}
-		s.phase, s.wait, s.began = telling, 0, s.cfg.Clock.Now()
-	case telling:
-		return s.tell(ctx, KindAbort, s.cfg.Limits.Patience)
-	case ending:
-		return s.enter(ctx, SourceCancelled)
+	case releasing, telling, ending:
+		return s.farewell(ctx, KindAbort, SourceCancelled)
 	}
 	return 0
 }
@@ -295,15 +288,24 @@ func (s *Source) discarding(ctx context.Context) time.Duration {
 			return s.stuck(err)
 		}
 		s.phase = releasing
+	case releasing, telling, ending:
+		return s.farewell(ctx, KindEnd, SourceDone)
+	}
+	return 0
+}
+
+// farewell releases what was published, tells the destination by k, and ends in state last.
+func (s *Source) farewell(ctx context.Context, k Kind, last SourceState) time.Duration {
+	switch s.phase {
 	case releasing:
 		if err := s.cfg.VM.Release(ctx); err != nil {
 			return s.stuck(err)
 		}
 		s.phase, s.wait, s.began = telling, 0, s.cfg.Clock.Now()
 	case telling:
-		return s.tell(ctx, KindEnd, s.cfg.Limits.Patience)
+		return s.tell(ctx, k, s.cfg.Limits.Patience)
 	case ending:
-		return s.enter(ctx, SourceDone)
+		return s.enter(ctx, last)
 	}
 	return 0
 }
