@@ -18,6 +18,7 @@ const (
 	KindVerifyOverlay Kind = "verify-overlay" // Verify, VerifiedOverlay
 	KindProfile       Kind = "profile"        // Profile, ProfiledOverlay
 	KindRun           Kind = "run"            // Run, Instance: VM synthesis, or the resume of a base
+	KindHandoff       Kind = "handoff"        // HandOff, HandedOff
 )
 
 // OperationState is how far an operation has come.
@@ -56,7 +57,7 @@ type Operation struct {
 
 // Target is the resource that an operation makes or works on.
 type Target struct {
-	Type string `json:"type"` // base, overlay, instance
+	Type string `json:"type"` // base, overlay, instance, handoff
 	ID   string `json:"id"`
 }
 
@@ -125,7 +126,8 @@ type CreateUpload struct {
 type Action string
 
 // The actions on an instance. Ready says that the guest of a CreateBase without probe and
-// console text can be captured.
+// console text can be captured. ResumeHere and DiscardHere decide about an instance whose
+// handoff is in doubt, and accept the loss that the handoff tells of.
 const (
 	ActionPause    Action = "pause"
 	ActionContinue Action = "continue"
@@ -133,4 +135,7 @@ const (
 	ActionStop     Action = "stop"
 	ActionAbort    Action = "abort"
 	ActionReady    Action = "ready"
+
+	ActionResumeHere  Action = "resume-here"
+	ActionDiscardHere Action = "discard-here"
 )

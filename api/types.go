@@ -68,7 +68,11 @@ type Instance struct {
 	PID       int        `json:"pid,omitempty"` // of QEMU
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	Timeline  []Event    `json:"timeline,omitempty"`
-	Mount     *Mount     `json:"mount,omitempty"` // while it lives
+	Mount     *Mount     `json:"mount,omitempty"`   // while it lives
+	Lineage   string     `json:"lineage"`           // id that it keeps wherever it is handed off to
+	Epoch     uint64     `json:"epoch"`             // grows with every handoff of the lineage
+	Handoff   string     `json:"handoff,omitempty"` // id of the one under way
+	Moved     *Moved     `json:"moved,omitempty"`   // where it runs now, if it was handed off
 }
 
 // Endpoint is a port of the guest that can be reached on the host.
