@@ -88,10 +88,10 @@ func (c *Changes) check(s Space, size int64) error {
 	return nil
 }
 
-// imageChanges returns what image s differs in from its base.
-func imageChanges(ctx context.Context, im *Image, s Space) Changes {
+// imageChanges returns what the overlays of an image from level on change of s.
+func imageChanges(ctx context.Context, im *Image, s Space, level int) Changes {
 	var pages []int64
-	for _, r := range im.chain {
+	for _, r := range im.chain[level:] {
 		for _, e := range r.index.sorted {
 			if a := Addr(e >> 32); a.Space() == s {
 				pages = append(pages, a.Page())
@@ -167,7 +167,7 @@ func (c Changes) withoutHoles(ctx context.Context, im *Image, s Space) Changes {
 	if !slices.ContainsFunc(c.Extents, func(e Extent) bool { return e.Zero }) {
 		return c
 	}
-	data := imageChanges(ctx, im, s).over(Changes{Extents: im.base.dataExtents(s)}).Extents
+	data := imageChanges(ctx, im, s, 0).over(Changes{Extents: im.base.dataExtents(s)}).Extents
 	var out []Extent
 	for _, e := range c.Extents {
 		if !e.Zero {

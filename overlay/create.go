@@ -14,7 +14,10 @@ import (
 
 // Launch is a captured launch VM: what Create compares with its parent.
 type Launch struct {
-	Parent  *Image          // the launch image it was resumed from
+	Parent *Image // the launch image it was resumed from
+	// Below, if not nil, is what Memory and Disk are changes of, an image whose chain begins
+	// with that of Parent: what the rest of its chain changes becomes part of the overlay.
+	Below   *Image
 	Machine json.RawMessage // machine configuration, opaque here
 	State   []byte          // device state; nil: the overlay cannot be resumed
 	Memory  Changes
@@ -28,6 +31,9 @@ type CreateOptions struct {
 	Strategy Strategy // the zero value is "balanced"
 	Workers  int      // 0: one for each core
 	Progress Progress
+	// Quick does not look whether pages stand elsewhere in the base or the parents, which
+	// takes reading all of these: for few pages that somebody waits for.
+	Quick bool
 
 	dedup int // 0: dedupEntries
 }
@@ -110,9 +116,14 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if len(l.State) == 0 {
 		l.State = nil
 	}
+	if l.Below != nil {
+		if err := l.addBelow(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if len(l.Parent.chain) == MaxDepth {
-		l.Memory = l.Memory.over(imageChanges(ctx, l.Parent, Memory))
-		l.Disk = l.Disk.over(imageChanges(ctx, l.Parent, Disk))
+		l.Memory = l.Memory.over(imageChanges(ctx, l.Parent, Memory, 0))
+		l.Disk = l.Disk.over(imageChanges(ctx, l.Parent, Disk, 0))
 		flat, err := NewImage(l.Parent.base, nil, ImageOptions{})
 		if err != nil {
 			return nil, err
@@ -142,10 +153,24 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 		c.manifest.State = &h
 	}
 	c.manifest.newIdentity(c.identity)
+	if o.Quick {
+		return c, nil
+	}
 	if c.prints, err = p.base.Fingerprints(ctx, o.Progress); err != nil {
 		return nil, err
 	}
 	return c, c.learnParent(ctx)
+}
+
+// addBelow adds what Below changes on top of Parent.
+func (l *Launch) addBelow(ctx context.Context) error {
+	n := len(l.Parent.chain)
+	if l.Below.base.ID() != l.Parent.base.ID() || len(l.Below.chain) < n || n > 0 && l.Below.chain[n-1].ID() != l.Parent.ID() {
+		return fmt.Errorf("%w: the chain of image %.12s does not begin with that of %.12s", ErrParent, l.Below.ID(), l.Parent.ID())
+	}
+	l.Memory = l.Memory.over(imageChanges(ctx, l.Below, Memory, n))
+	l.Disk = l.Disk.over(imageChanges(ctx, l.Below, Disk, n))
+	return nil
 }
 
 // learnParent hashes the pages that the overlays of the parent store, so that a page that
@@ -259,7 +284,9 @@ func (c *creation) scanChunk(ctx context.Context, s Space, e Extent, from *Chang
 			continue
 		}
 		p.hash = Sum(page)
-		if a, ok := c.prints.Lookup(p.hash); ok {
+		if c.prints == nil {
+			// not looked for
+		} else if a, ok := c.prints.Lookup(p.hash); ok {
 			base := parent[off : off+PageSize] // its content is no longer needed
 			if err := c.l.Parent.base.ReadVerified(a.Space(), base, a.Offset()); err != nil {
 				return nil, err

@@ -39,7 +39,7 @@ func (im *Image) Prefetch(ctx context.Context, profile []Addr, push func(ctx con
 		return nil
 	}
 	if profile == nil {
-		for _, e := range bridge(imageChanges(ctx, im, Memory).Extents, prefetchGap*PageSize) {
+		for _, e := range bridge(imageChanges(ctx, im, Memory, 0).Extents, prefetchGap*PageSize) {
 			if err := give(Memory, e.Off, e.Len); err != nil {
 				return err
 			}

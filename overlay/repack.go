@@ -30,7 +30,7 @@ func Repack(ctx context.Context, path string, im *Image, profile []Addr, o Creat
 	defer func() { err = errors.Join(err, parent.Close()) }()
 	made, err := Create(ctx, path, Launch{
 		Parent: parent, Machine: r.manifest.Machine, State: state, Profile: profile,
-		Memory: imageChanges(ctx, im, Memory), Disk: imageChanges(ctx, im, Disk),
+		Memory: imageChanges(ctx, im, Memory, len(parent.chain)), Disk: imageChanges(ctx, im, Disk, len(parent.chain)),
 	}, o)
 	if err == nil && made.ID != r.ID() {
 		return nil, fmt.Errorf("repack overlay %.12s: it became %.12s", r.ID(), made.ID)
