@@ -12,55 +12,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy means that a residue of the VM is held already.
+// ErrBusy means that a residue of the VM is held already, or that rounds of it are taken.
 var ErrBusy = errors.New("a capture of the VM is in progress")
-
-// Files of a Residue in its folder.
-const (
-	residueState  = "state"
-	residueMemory = "memory.residue"
-)
 
 // Capture takes the residue of a resumed VM: its device state, the pages and the disk blocks
 // it has changed since it was resumed. The VM is stopped for that time, then runs on if it
 // ran; a paused one stays paused. The files go to outDir, which must exist. The caller ends
 // the residue with Release. On an error, and when ctx ends, the VM goes on as it was and no
 // file is left.
-func (vm *VM) Capture(ctx context.Context, outDir string) (_ *Residue, err error) {
-	if !vm.info.Resumed {
-		return nil, errors.New("capture VM: it was booted, its memory is a shared file: use SaveBase")
-	}
-	outDir, err = absolute("folder", outDir)
-	if err != nil {
-		return nil, err
-	}
-	lock, err := lockCapture(vm.dir)
+func (vm *VM) Capture(ctx context.Context, outDir string) (*Residue, error) {
+	r, err := vm.rounds(ctx, func(regions []region) (tracker, error) {
+		return &softTracker{pid: vm.PID(), regions: regions}, nil // the first round needs no bits
+	})
 	if err != nil {
 		return nil, fmt.Errorf("capture VM: %w", err)
 	}
-	r := &Residue{
-		vm: vm, lock: lock,
-		State:      filepath.Join(outDir, residueState),
-		memoryPath: filepath.Join(outDir, residueMemory),
-		MemorySize: vm.info.Machine.Memory, DiskSize: vm.info.DiskSize,
-	}
-	defer func() {
+	res, err := r.take(ctx, outDir, true, func(res *Residue) error {
+		err := vm.monitor(ctx, func(c *qmp) (err error) {
+			res.Pause, err = vm.whileStopped(ctx, c, func() error { return r.takeStopped(ctx, c, res, nil) })
+			return err
+		})
 		if err != nil {
-			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-			defer cancel()
-			err = errors.Join(fmt.Errorf("capture VM: %w", err), r.abandon(clean))
+			return err
 		}
-	}()
-	if err := r.open(); err != nil {
-		return nil, err
+		return res.finish(ctx)
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("capture VM: %w", err), r.abandon(ctx))
 	}
-	if err := vm.monitor(ctx, func(c *qmp) error { return r.take(ctx, c) }); err != nil {
-		return nil, err
-	}
-	if err := r.finish(ctx); err != nil {
-		return nil, err
-	}
-	return r, nil
+	res.only = true
+	return res, nil
 }
 
 // lockCapture makes sure that one residue of a VM is held at a time, in any process.
@@ -79,70 +60,54 @@ func lockCapture(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// open makes the residue's files; existing ones are an error and stay.
-func (r *Residue) open() error {
-	for _, path := range []string{r.State, r.memoryPath} {
-		if _, err := os.Lstat(path); err == nil {
-			r.State, r.memoryPath = "", ""
-			return fmt.Errorf("create %s: %w: give each capture a folder of its own", path, fs.ErrExist)
-		}
-	}
-	f, err := os.OpenFile(r.memoryPath, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("create %s: %w", r.memoryPath, err)
-	}
-	r.memory = f
-	if err := f.Truncate(r.MemorySize); err != nil {
-		return fmt.Errorf("size %s: %w", r.memoryPath, err)
-	}
-	return nil
-}
-
-// take does what the monitor is needed for; the VM is stopped from stop to cont.
-func (r *Residue) take(ctx context.Context, c *qmp) (err error) {
-	vm := r.vm
-	if err := melt(ctx, c, vm.dir); err != nil { // what a capture that was killed has left
-		return err
-	}
-	if err := vm.q.createLayer(ctx, filepath.Join(vm.dir, newLayer), topLayer, "qcow2", r.DiskSize); err != nil {
-		return err
-	}
+// whileStopped runs f while the VM is stopped, and says for how long it was. Whatever goes
+// wrong, a VM that ran runs again.
+func (vm *VM) whileStopped(ctx context.Context, c *qmp, f func() error) (pause time.Duration, err error) {
 	state, err := c.runState(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if state == "inmigrate" {
-		return errors.New("its state is not loaded yet")
+	if state != Running {
+		return 0, f()
 	}
 	start := time.Now()
-	if state == Running {
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, r.undo(ctx, c))
-			}
-		}()
-		if err := writeJSON(vm.dir, stoppedFile, struct{}{}); err != nil {
-			return err
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, vm.runAgain(ctx, c))
 		}
-		if err := c.execute(ctx, "stop", nil, nil); err != nil {
-			return err
-		}
+	}()
+	if err := writeJSON(vm.dir, stoppedFile, struct{}{}); err != nil {
+		return 0, err
 	}
-	if err := r.takeStopped(ctx, c); err != nil {
-		return err
+	if err := c.execute(ctx, "stop", nil, nil); err != nil {
+		return 0, err
 	}
-	if state == Running {
-		if err := c.execute(ctx, "cont", nil, nil); err != nil {
-			return err
-		}
-		r.Pause = time.Since(start)
-		return os.Remove(filepath.Join(vm.dir, stoppedFile))
+	if err := f(); err != nil {
+		return 0, err
 	}
-	return nil
+	if err := c.execute(ctx, "cont", nil, nil); err != nil {
+		return 0, err
+	}
+	pause = time.Since(start)
+	return pause, os.Remove(filepath.Join(vm.dir, stoppedFile))
 }
 
-// recoverCapture lets a VM run again that was stopped for a capture whose process was
-// killed.
+// runAgain lets the VM run again; on a new connection if the old one broke.
+func (vm *VM) runAgain(ctx context.Context, c *qmp) error {
+	path := filepath.Join(vm.dir, stoppedFile)
+	if undo(ctx, c) == nil {
+		return os.Remove(path)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err := c.close() // one client at a time
+	if alive, aliveErr := vm.procs.QEMU.alive(); aliveErr == nil && !alive {
+		return nil
+	}
+	return errors.Join(err, vm.Continue(ctx), os.Remove(path))
+}
+
+// recoverCapture lets a VM run again that was stopped by a process which was killed.
 func (vm *VM) recoverCapture(ctx context.Context) error {
 	path := filepath.Join(vm.dir, stoppedFile)
 	if _, err := os.Lstat(path); err != nil {
@@ -165,84 +130,20 @@ func (vm *VM) recoverCapture(ctx context.Context) error {
 	return nil
 }
 
-// undo lets the VM run again; on a new connection if the old one broke.
-func (r *Residue) undo(ctx context.Context, c *qmp) error {
-	if undo(ctx, c) == nil {
-		return os.Remove(filepath.Join(r.vm.dir, stoppedFile))
-	}
+// insistTries is how often insist asks the monitor: a connection that was cut off just
+// before may take the next one with it.
+const insistTries = 3
+
+// insist undoes something by the monitor, even if ctx has ended.
+func (vm *VM) insist(ctx context.Context, f func(context.Context, *qmp) error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	err := c.close() // one client at a time
-	if alive, aliveErr := r.vm.procs.QEMU.alive(); aliveErr == nil && !alive {
-		return nil
+	var err error
+	for range insistTries {
+		err = vm.monitor(ctx, func(c *qmp) error { return f(ctx, c) })
+		if err == nil || errors.Is(err, ErrEnded) || ctx.Err() != nil {
+			break
+		}
 	}
-	return errors.Join(err, r.vm.Continue(ctx))
-}
-
-// takeStopped reads the stopped VM: devices, memory, then the disk, whose layer is frozen
-// last so that a failure before it leaves nothing to mend.
-func (r *Residue) takeStopped(ctx context.Context, c *qmp) error {
-	if err := os.Remove(filepath.Join(r.vm.dir, xenState)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove old device state: %w", err)
-	}
-	err := c.execute(ctx, "xen-save-devices-state", map[string]any{"filename": xenState, "live": false}, nil)
-	if err != nil {
-		return err
-	}
-	pid := r.vm.PID()
-	regions, err := memoryRegions(pid, r.vm.info)
-	if err != nil {
-		return err
-	}
-	spans, err := changedSpans(pid, regions)
-	if err != nil {
-		return err
-	}
-	if r.mem, err = copyMemory(ctx, pid, spans, r.memory); err != nil {
-		return err
-	}
-	if err := r.vm.check(); err != nil { // that it was this process's memory
-		return err
-	}
-	return freeze(ctx, c)
-}
-
-// finish does what needs no stopped VM.
-func (r *Residue) finish(ctx context.Context) error {
-	dir := r.vm.dir
-	if err := spliceFiles(r.State, filepath.Join(dir, resumeState), filepath.Join(dir, xenState)); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(dir, xenState)); err != nil {
-		return fmt.Errorf("remove device state: %w", err)
-	}
-	layer := filepath.Join(dir, topLayer)
-	blocks, err := r.vm.q.mapLayer(ctx, layer, r.DiskSize)
-	if err != nil {
-		return err
-	}
-	r.blocks = blocks
-	if r.disk, err = os.Open(layer); err != nil {
-		return fmt.Errorf("open disk layer: %w", err)
-	}
-	return nil
-}
-
-// spliceFiles writes the captured state: see splice.
-func spliceFiles(to, resumed, xen string) error {
-	prefix, err := statePrefix(resumed)
-	if err != nil {
-		return err
-	}
-	head, err := os.Open(resumed)
-	if err != nil {
-		return fmt.Errorf("open device state: %w", err)
-	}
-	defer head.Close()
-	devices, err := os.Open(xen)
-	if err != nil {
-		return fmt.Errorf("open saved devices: %w", err)
-	}
-	defer devices.Close()
-	return writeFile(to, func(f *os.File) error { return splice(f, head, prefix, devices) })
+	return err
 }

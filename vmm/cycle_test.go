@@ -166,13 +166,31 @@ func newPair(t *testing.T) pair {
 	return pair{filepath.Join(dir, "memory"), filepath.Join(dir, "disk"), filepath.Join(dir, "state")}
 }
 
-// merge applies a residue to a pair.
-func merge(t *testing.T, from pair, r *Residue) pair {
+// copyPair copies the images of a VM at rest.
+func copyPair(t *testing.T, from pair) pair {
 	t.Helper()
 	to := newPair(t)
-	copyTo(t, to.state, r.State)
-	apply := func(path, base string, extents []Extent, read func([]byte, int64) error) {
-		copyTo(t, path, base)
+	copyTo(t, to.memory, from.memory)
+	copyTo(t, to.disk, from.disk)
+	copyTo(t, to.state, from.state)
+	return to
+}
+
+// merge applies a residue to copies of a pair.
+func merge(t *testing.T, from pair, r *Residue) pair {
+	t.Helper()
+	to := copyPair(t, from)
+	apply(t, to, r)
+	return to
+}
+
+// apply applies a residue to a pair.
+func apply(t *testing.T, to pair, r *Residue) {
+	t.Helper()
+	if r.State != "" {
+		copyTo(t, to.state, r.State)
+	}
+	write := func(path string, extents []Extent, read func([]byte, int64) error) {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		require.NoError(t, err)
 		defer f.Close()
@@ -187,9 +205,8 @@ func merge(t *testing.T, from pair, r *Residue) pair {
 			}
 		}
 	}
-	apply(to.memory, from.memory, r.MemoryExtents(), r.ReadMemory)
-	apply(to.disk, from.disk, r.DiskExtents(), r.ReadDisk)
-	return to
+	write(to.memory, r.MemoryExtents(), r.ReadMemory)
+	write(to.disk, r.DiskExtents(), r.ReadDisk)
 }
 
 func total(es []Extent) (changed, zero int64) {
@@ -244,12 +261,31 @@ func requireEqualFiles(t *testing.T, a, b string, from, to, off int64) {
 func requireEqualDisk(t *testing.T, vm *VM, image string) {
 	t.Helper()
 	raw := filepath.Join(t.TempDir(), "raw")
-	_, err := output(t.Context(), "qemu-img", "convert", "-U", "-O", "raw", filepath.Join(vm.Dir(), newLayer), raw)
+	_, err := output(t.Context(), "qemu-img", "convert", "-U", "-O", "raw", filepath.Join(vm.Dir(), activeLayer(t, vm)), raw)
 	require.NoError(t, err)
 	fi, err := os.Stat(image)
 	require.NoError(t, err)
 	require.Equal(t, vm.info.DiskSize, fi.Size())
 	requireEqualFiles(t, raw, image, 0, fi.Size(), 0)
+}
+
+// activeLayer returns the name of the layer that a VM writes to.
+func activeLayer(t *testing.T, vm *VM) string {
+	t.Helper()
+	var blocks []struct {
+		Device   string `json:"device"`
+		Inserted struct {
+			File string `json:"file"`
+		} `json:"inserted"`
+	}
+	require.NoError(t, vm.Monitor(t.Context(), "query-block", nil, &blocks))
+	for _, b := range blocks {
+		if b.Device == diskID {
+			return filepath.Base(b.Inserted.File)
+		}
+	}
+	require.Fail(t, "no disk")
+	return ""
 }
 
 // requireSameScan compares the two ways to find changed pages.
@@ -297,13 +333,13 @@ func TestAdoptAfterKilledCapture(t *testing.T) {
 	require.NoError(t, vm.SaveBase(t.Context(), base.state))
 	vm = r.resume(t, base)
 	// What a capture does before it is killed, the lock free afterwards.
-	require.NoError(t, r.q.createLayer(t.Context(), filepath.Join(vm.Dir(), newLayer), topLayer, "qcow2", vm.info.DiskSize))
+	require.NoError(t, r.q.createLayer(t.Context(), filepath.Join(vm.Dir(), layerName(1)), topLayer, "qcow2", vm.info.DiskSize))
 	require.NoError(t, writeJSON(vm.Dir(), stoppedFile, struct{}{}))
 	require.NoError(t, vm.monitor(t.Context(), func(c *qmp) error {
 		if err := c.execute(t.Context(), "stop", nil, nil); err != nil {
 			return err
 		}
-		return freeze(t.Context(), c)
+		return freeze(t.Context(), c, layerName(1))
 	}))
 	adopted, err := r.q.Adopt(t.Context(), vm.Dir())
 	require.NoError(t, err)
@@ -316,7 +352,7 @@ func TestAdoptAfterKilledCapture(t *testing.T) {
 	require.NoError(t, err)
 	require.NotZero(t, res.Pause)
 	require.NoError(t, res.Release(t.Context()))
-	require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer))
+	require.NoFileExists(t, filepath.Join(vm.Dir(), layerName(1)))
 	// A residue outlives its VM.
 	res, err = adopted.Capture(t.Context(), newDir(t, "out"))
 	require.NoError(t, err)
@@ -355,7 +391,7 @@ func TestCaptureCancelled(t *testing.T) {
 		status, serr := vm.Status(t.Context())
 		require.NoError(t, serr)
 		require.Equal(t, Running, status.State)
-		require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer), "%v", err)
+		require.NoFileExists(t, filepath.Join(vm.Dir(), layerName(1)), "%v", err)
 		require.NoFileExists(t, filepath.Join(vm.Dir(), stoppedFile), "%v", err)
 	}
 }
@@ -409,7 +445,7 @@ func TestCycle(t *testing.T) {
 		require.NoError(t, res.Release(t.Context()))
 		require.NoError(t, res.Release(t.Context()))
 		require.ErrorIs(t, res.ReadMemory(make([]byte, pageSize), 0), ErrReleased)
-		require.NoFileExists(t, filepath.Join(vm.Dir(), newLayer))
+		require.NoFileExists(t, filepath.Join(vm.Dir(), layerName(1)))
 		require.NoFileExists(t, res.State)
 	}
 	require.NoError(t, vm.Continue(t.Context()))

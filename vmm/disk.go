@@ -8,17 +8,39 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
-// A resumed VM's disk is a stack: the raw image, which never changes, below topLayer. For a
-// capture newLayer is put on top, so topLayer is frozen; afterwards newLayer is committed
-// into it and deleted. So there are never more than two.
+// A resumed VM's disk is a stack: the raw image, which never changes, below topLayer. A round
+// freezes the layer that the VM writes to by putting a new one on top of it. Once a frozen
+// layer is needed no more it is committed into topLayer and removed, also by another process
+// than the one that made it.
 
-// freeze makes topLayer immutable: the VM goes on in newLayer, which exists already.
-func freeze(ctx context.Context, c *qmp) error {
+// layerName returns the name of the n-th layer above topLayer, n from 1.
+func layerName(n int) string { return fmt.Sprintf("disk.%d.qcow2", n) }
+
+// layerNames lists the layers above topLayer in a VM's folder, whether in use or not.
+func layerNames(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list disk layers: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		if is, _ := filepath.Match("disk.*.qcow2", e.Name()); is && e.Name() != topLayer {
+			out = append(out, e.Name())
+		}
+	}
+	return out, nil
+}
+
+// freeze makes the layer that the VM writes to immutable: it goes on in another one, which
+// exists already.
+func freeze(ctx context.Context, c *qmp, layer string) error {
 	err := c.execute(ctx, "blockdev-snapshot-sync", map[string]any{
-		"device": diskID, "snapshot-file": newLayer, "format": "qcow2", "mode": "existing",
+		"device": diskID, "snapshot-file": layer, "format": "qcow2", "mode": "existing",
 	}, nil)
 	if err != nil {
 		return fmt.Errorf("freeze disk layer: %w", err)
@@ -26,64 +48,110 @@ func freeze(ctx context.Context, c *qmp) error {
 	return nil
 }
 
-// activeLayer returns the name of the layer that the VM writes to.
-func activeLayer(ctx context.Context, c *qmp) (string, error) {
+// stackImage is a file of the disk's stack in the monitor's answer.
+type stackImage struct {
+	Filename string      `json:"filename"`
+	Backing  *stackImage `json:"backing-image"`
+}
+
+// diskStack returns the names of the files that the VM's disk consists of, the one it writes
+// to first.
+func diskStack(ctx context.Context, c *qmp) ([]string, error) {
 	var blocks []struct {
 		Device   string `json:"device"`
 		Inserted struct {
-			File string `json:"file"`
+			Image *stackImage `json:"image"`
 		} `json:"inserted"`
 	}
 	if err := c.execute(ctx, "query-block", nil, &blocks); err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, b := range blocks {
-		if b.Device == diskID {
-			return filepath.Base(b.Inserted.File), nil
+		if b.Device != diskID {
+			continue
+		}
+		var out []string
+		for image := b.Inserted.Image; image != nil; image = image.Backing {
+			out = append(out, filepath.Base(image.Filename))
+		}
+		if len(out) > 0 {
+			return out, nil
 		}
 	}
-	return "", fmt.Errorf("find disk layers: the monitor does not list %s", diskID)
+	return nil, fmt.Errorf("find disk layers: the monitor does not list %s", diskID)
 }
 
-// commitJob is the id of the job that melts the layers.
+// commitJob is the id of the job that commits a layer.
 const commitJob = "release"
 
-// melt commits newLayer into topLayer while the VM lives, and removes it. It also ends what
-// an interrupted melt has begun, and does nothing where there is nothing to do.
+// commit merges the layers from top down to the one above base into base, while the VM
+// lives, and removes the file of top. It also ends what an interrupted commit has begun, and
+// does nothing where there is nothing to do.
+func commit(ctx context.Context, c *qmp, dir, top, base string) error {
+	for try := range 2 {
+		if err := commitEnd(ctx, c); err != nil {
+			return fmt.Errorf("merge disk layer %s: %w", top, err)
+		}
+		stack, err := diskStack(ctx, c)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(stack, top) {
+			return removeLayer(dir, top)
+		}
+		if try > 0 {
+			break
+		}
+		args := map[string]any{"job-id": commitJob, "device": diskID, "base": base}
+		if top != stack[0] {
+			args["top"] = top
+		}
+		if err := c.execute(ctx, "block-commit", args, nil); err != nil {
+			return fmt.Errorf("merge disk layer %s: %w", top, err)
+		}
+	}
+	return fmt.Errorf("merge disk layer %s: QEMU has given up: see that the file system of %s has room", top, dir)
+}
+
+// melt commits all layers into topLayer, whoever made them, and removes their files.
 func melt(ctx context.Context, c *qmp, dir string) error {
-	active, err := activeLayer(ctx, c)
+	if err := commitEnd(ctx, c); err != nil {
+		return fmt.Errorf("merge disk layers: %w", err)
+	}
+	stack, err := diskStack(ctx, c)
 	if err != nil {
 		return err
 	}
-	if active == newLayer {
-		if err := commit(ctx, c); err != nil {
-			return fmt.Errorf("merge disk layers: %w", err)
-		}
-		if active, err = activeLayer(ctx, c); err != nil {
+	if !slices.Contains(stack, topLayer) {
+		return fmt.Errorf("merge disk layers: the disk consists of %s, want %s among them", strings.Join(stack, ", "), topLayer)
+	}
+	if stack[0] != topLayer {
+		if err := commit(ctx, c, dir, stack[0], topLayer); err != nil {
 			return err
 		}
 	}
-	if active != topLayer {
-		return fmt.Errorf("merge disk layers: the VM writes to %s, want %s", active, topLayer)
+	names, err := layerNames(dir)
+	if err != nil {
+		return err
 	}
-	if err := os.Remove(filepath.Join(dir, newLayer)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, name := range names {
+		if err := removeLayer(dir, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeLayer(dir, name string) error {
+	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove disk layer: %w", err)
 	}
 	return nil
 }
 
-// commit runs a block-commit job to its end.
-func commit(ctx context.Context, c *qmp) error {
-	_, running, err := commitReady(ctx, c)
-	if err != nil {
-		return err
-	}
-	if !running {
-		err := c.execute(ctx, "block-commit", map[string]any{"job-id": commitJob, "device": diskID, "base": topLayer}, nil)
-		if err != nil {
-			return err
-		}
-	}
+// commitEnd waits until no commit job runs. The job of a layer that the VM writes to must be
+// told to end once it has caught up.
+func commitEnd(ctx context.Context, c *qmp) error {
 	completing := false
 	return pollUntil(ctx, func() (bool, error) {
 		ready, running, err := commitReady(ctx, c)

@@ -28,7 +28,6 @@ const (
 	resumeState  = "resume.state"
 	xenState     = "capture.xen"
 	topLayer     = "disk.0.qcow2"
-	newLayer     = "disk.1.qcow2"
 )
 
 // maxJSON bounds the JSON files of a VM's folder in bytes.

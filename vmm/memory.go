@@ -6,14 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	copyBatch = 1 << 20 // bytes copied at once
+	copyBatch = 1 << 20 // bytes copied at once, the size of a worker's buffer
 	copySpans = 512     // spans copied at once; the kernel takes 1024
 )
 
@@ -32,7 +32,7 @@ func batches(spans []span) []batch {
 			}
 			n := min(s.n, copyBatch-size)
 			b = append(b, span{off: s.off, n: n, addr: s.addr})
-			s = span{off: s.off + n, n: s.n - n, addr: s.addr + uint64(n)}
+			s = s.from(n)
 			size += n
 		}
 	}
@@ -42,46 +42,92 @@ func batches(spans []span) []batch {
 	return out
 }
 
-// copyMemory copies spans of a stopped process's memory to a file, each at its own offset
-// in the image. Zero pages stay holes.
-func copyMemory(ctx context.Context, pid int, spans []span, to *os.File) (segments, error) {
+// copier copies pages of a process's memory to a file, each at its own offset in the image.
+// Zero pages stay holes.
+type copier struct {
+	pid     int
+	to      *os.File
+	workers int
+	// sums, if not nil, says which pages are copied: those that differ from their sum.
+	sums *sums
+}
+
+// copied is what was copied: where it is, and the sums of its pages, if they are asked for.
+type copied struct {
+	segs segments
+	sums []uint64
+}
+
+// copy copies spans. The process may run: then each page is as it was at some moment, or a
+// mixture of several.
+func (c copier) copy(ctx context.Context, spans []span) (copied, error) {
 	bs := batches(spans)
-	parts := make([]segments, len(bs))
+	parts := make([]copied, len(bs))
+	var next atomic.Int64
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(min(4, runtime.GOMAXPROCS(0)))
-	for i, b := range bs {
-		if gctx.Err() != nil {
-			break
-		}
+	for range min(c.workers, len(bs)) {
 		g.Go(func() error {
-			if err := gctx.Err(); err != nil {
-				return err
+			buf := make([]byte, copyBatch)
+			for {
+				i := int(next.Add(1) - 1)
+				if i >= len(bs) {
+					return nil
+				}
+				if err := gctx.Err(); err != nil {
+					return err
+				}
+				var err error
+				if parts[i], err = c.some(bs[i], buf); err != nil {
+					return err
+				}
 			}
-			part, err := copySome(pid, b, to)
-			parts[i] = part
-			return err
 		})
 	}
 	if err := errors.Join(g.Wait(), ctx.Err()); err != nil {
-		return nil, fmt.Errorf("copy changed memory: %w", err)
+		return copied{}, fmt.Errorf("copy changed memory: %w", err)
 	}
-	var out segments
+	var out copied
 	for _, part := range parts {
-		for _, s := range part {
-			out = out.add(s)
+		for _, s := range part.segs {
+			out.segs = out.segs.add(s)
 		}
+		out.sums = append(out.sums, part.sums...)
 	}
 	return out, nil
 }
 
-func copySome(pid int, b batch, to *os.File) (segments, error) {
+// some copies one batch by way of a buffer.
+func (c copier) some(b batch, buf []byte) (copied, error) {
+	buf, err := readBatch(c.pid, b, buf)
+	if err != nil {
+		return copied{}, err
+	}
+	var out copied
+	for _, s := range b {
+		part := c.choose(buf[:s.n], s.off, &out.sums)
+		for _, seg := range part {
+			if !seg.Zero {
+				i := seg.Off - s.off
+				if _, err := c.to.WriteAt(buf[i:i+seg.Len], seg.Off); err != nil {
+					return copied{}, err
+				}
+			}
+			out.segs = out.segs.add(seg)
+		}
+		buf = buf[s.n:]
+	}
+	return out, nil
+}
+
+// readBatch reads a process's memory into the beginning of buf and returns that.
+func readBatch(pid int, b batch, buf []byte) ([]byte, error) {
 	var size int64
 	remote := make([]unix.RemoteIovec, len(b))
 	for i, s := range b {
 		remote[i] = unix.RemoteIovec{Base: uintptr(s.addr), Len: int(s.n)}
 		size += s.n
 	}
-	buf := make([]byte, size)
+	buf = buf[:size]
 	local := unix.Iovec{Base: &buf[0]}
 	local.SetLen(len(buf))
 	n, err := unix.ProcessVMReadv(pid, []unix.Iovec{local}, remote, 0)
@@ -94,28 +140,23 @@ func copySome(pid int, b batch, to *os.File) (segments, error) {
 	if n != len(buf) {
 		return nil, fmt.Errorf("read memory of process %d: %d bytes of %d", pid, n, len(buf))
 	}
-	var out segments
-	for _, s := range b {
-		part := pagesOf(buf[:s.n], s.off)
-		for _, seg := range part {
-			if !seg.Zero {
-				i := seg.Off - s.off
-				if _, err := to.WriteAt(buf[i:i+seg.Len], seg.Off); err != nil {
-					return nil, err
-				}
-			}
-			out = out.add(seg)
-		}
-		buf = buf[s.n:]
-	}
-	return out, nil
+	return buf, nil
 }
 
-// pagesOf tells the zero pages of p, which stands at off, from the others.
-func pagesOf(p []byte, off int64) segments {
+// choose returns the pages of p, which stands at off, that are to be copied, zero pages told
+// from the others, and appends their sums.
+func (c copier) choose(p []byte, off int64, to *[]uint64) segments {
 	var out segments
 	for i := int64(0); i < int64(len(p)); i += pageSize {
-		out = out.add(segment{Extent: Extent{Off: off + i, Len: pageSize, Zero: isZero(p[i : i+pageSize])}, at: off + i})
+		page := p[i : i+pageSize]
+		if c.sums != nil {
+			sum := c.sums.of(page)
+			if sum == c.sums.at(off+i) {
+				continue
+			}
+			*to = append(*to, sum)
+		}
+		out = out.add(segment{Extent: Extent{Off: off + i, Len: pageSize, Zero: isZero(page)}, at: off + i})
 	}
 	return out
 }

@@ -17,18 +17,6 @@ import (
 // pageSize is the unit of memory and disk residue in bytes.
 const pageSize = 4096
 
-// region is a range of a process's addresses that maps part of the memory file.
-type region struct {
-	start, end uint64
-	off        int64 // in the file
-}
-
-// span is a range of bytes of the memory image and where the process holds it.
-type span struct {
-	off, n int64
-	addr   uint64
-}
-
 // memoryRegions finds where a process maps the memory file, which must be mapped once and
 // wholly, in one or more regions.
 func memoryRegions(pid int, info vmInfo) ([]region, error) {
@@ -106,19 +94,6 @@ func changedSpans(pid int, rs []region) ([]span, error) {
 	return out, nil
 }
 
-// add appends pages of a region, to the last span where they follow it.
-func add(out []span, r region, start, end uint64) []span {
-	off, n := r.off+int64(start-r.start), int64(end-start)
-	if len(out) > 0 {
-		last := &out[len(out)-1]
-		if last.off+last.n == off && last.addr+uint64(last.n) == start {
-			last.n += n
-			return out
-		}
-	}
-	return append(out, span{off: off, n: n, addr: start})
-}
-
 // The PAGEMAP_SCAN request, from linux/fs.h of kernel 6.7.
 const (
 	pagemapScan  = 0xc0606610
@@ -155,7 +130,7 @@ func scanRegion(pagemap *os.File, r region, out []span) ([]span, error) {
 			return out, errors.New("scan page map: the kernel's answer is out of range")
 		}
 		for _, p := range vec[:n] {
-			out = add(out, r, p.start, p.end)
+			out = join(out, r.span(p.start, p.end))
 		}
 		// Where the kernel's own buffer of 512 regions was full on the way, walkEnd stays there
 		// although the walk went on behind it.
@@ -167,22 +142,36 @@ func scanRegion(pagemap *os.File, r region, out []span) ([]span, error) {
 	return out, nil
 }
 
-// readRegion appends the changed pages of a region by reading the page map: bit 63 present,
-// 62 swapped, 61 page of a file or shared.
+// Bits of an entry of the page map.
+const (
+	entrySoftDirty = 1 << 55
+	entryFile      = 1 << 61 // a page of a file, or shared
+	entrySwapped   = 1 << 62
+	entryPresent   = 1 << 63
+)
+
+// readRegion appends the changed pages of a region by reading the page map.
 func readRegion(pagemap *os.File, r region, out []span) ([]span, error) {
-	buf := make([]byte, 8*pagemapBatch)
-	for start := r.start; start < r.end; {
-		pages := min((r.end-start)/pageSize, pagemapBatch)
-		if _, err := pagemap.ReadAt(buf[:8*pages], int64(start/pageSize*8)); err != nil {
+	return readSpan(pagemap, r.span(r.start, r.end), out, func(e uint64) bool {
+		return e&(entryPresent|entrySwapped) != 0 && e&entryFile == 0
+	})
+}
+
+// readSpan appends the pages of a span whose entries in the page map are wanted.
+func readSpan(pagemap *os.File, s span, out []span, want func(entry uint64) bool) ([]span, error) {
+	buf := make([]byte, 8*min(s.n/pageSize, pagemapBatch))
+	for s.n > 0 {
+		part := span{off: s.off, n: min(s.n, pagemapBatch*pageSize), addr: s.addr}
+		p := buf[:8*(part.n/pageSize)]
+		if _, err := pagemap.ReadAt(p, int64(part.addr/pageSize*8)); err != nil {
 			return out, fmt.Errorf("read page map: %w", err)
 		}
-		for i := range pages {
-			e := binary.NativeEndian.Uint64(buf[8*i:])
-			if e>>62 != 0 && e>>61&1 == 0 {
-				out = add(out, r, start+i*pageSize, start+(i+1)*pageSize)
+		for i := int64(0); i < part.n; i += pageSize {
+			if want(binary.NativeEndian.Uint64(p[8*(i/pageSize):])) {
+				out = join(out, span{off: part.off + i, n: pageSize, addr: part.addr + uint64(i)})
 			}
 		}
-		start += pages * pageSize
+		s = s.from(part.n)
 	}
 	return out, nil
 }

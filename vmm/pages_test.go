@@ -67,8 +67,9 @@ func TestChangedSpans(t *testing.T) {
 	out, err := os.OpenFile(filepath.Join(t.TempDir(), "out"), os.O_CREATE|os.O_RDWR, 0o600)
 	require.NoError(t, err)
 	defer out.Close()
-	segs, err := copyMemory(t.Context(), os.Getpid(), read, out)
+	all, err := copier{pid: os.Getpid(), to: out, workers: 2}.copy(t.Context(), read)
 	require.NoError(t, err)
+	segs := all.segs
 	require.Equal(t, []Extent{{0, 4096, false}, {5 * 4096, 4096, false}, {6 * 4096, 4096, true}, {7 * 4096, 4096, false}, {500 * 4096, 4096, false}, {999 * 4096, 4096, false}}, segs.extents())
 	p := make([]byte, 3*pageSize)
 	require.NoError(t, segs.read(out, p, 5*pageSize))
@@ -149,11 +150,9 @@ func TestBatches(t *testing.T) {
 		}
 		require.LessOrEqual(t, n, int64(copyBatch))
 	}
-	var r region
 	var joined []span
 	for _, s := range got {
-		r = region{start: s.addr, off: s.off}
-		joined = add(joined, r, s.addr, s.addr+uint64(s.n))
+		joined = join(joined, s)
 	}
 	require.Equal(t, spans, joined)
 	require.Empty(t, batches(nil))

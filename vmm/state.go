@@ -281,3 +281,22 @@ func splice(w io.Writer, resumed io.Reader, prefix int64, xen io.Reader) error {
 	}
 	return err
 }
+
+// spliceFiles writes a captured state to a file: see splice.
+func spliceFiles(to, resumed, xen string) error {
+	prefix, err := statePrefix(resumed)
+	if err != nil {
+		return err
+	}
+	head, err := os.Open(resumed)
+	if err != nil {
+		return fmt.Errorf("open device state: %w", err)
+	}
+	defer head.Close()
+	devices, err := os.Open(xen)
+	if err != nil {
+		return fmt.Errorf("open saved devices: %w", err)
+	}
+	defer devices.Close()
+	return writeFile(to, func(f *os.File) error { return splice(f, head, prefix, devices) })
+}

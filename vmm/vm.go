@@ -235,11 +235,16 @@ func (vm *VM) monitor(ctx context.Context, f func(c *qmp) error) error {
 		defer c.close()
 		err = f(c)
 	}
+	return vm.orEnded(ctx, err)
+}
+
+// orEnded returns an error that wraps ErrEnded in the place of one that came of the VM's end.
+func (vm *VM) orEnded(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	var refused *QMPError
-	if errors.As(err, &refused) {
+	if errors.As(err, &refused) || errors.Is(err, ErrEnded) {
 		return err
 	}
 	// The monitor closes a little before the process is gone.
