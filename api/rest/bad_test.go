@@ -26,6 +26,7 @@ func TestBadRequests(t *testing.T) {
 		return h
 	}
 	const bases, overlays, instances, actions, operations = "/v1/bases", "/v1/overlays", "/v1/instances", "/v1/instances/0123/actions", "/v1/operations"
+	const handoff, messages = "/v1/instances/0123/handoff", "/v1/handoffs"
 	const put = "/v1/overlays/upload-0000/content"
 	rows := []struct {
 		name   string
@@ -67,6 +68,7 @@ func TestBadRequests(t *testing.T) {
 		{"no such operation to await", call{method: "GET", path: "/v1/operations/nothing?wait=1"}, 404, ""},
 		{"no such operation to follow", call{method: "GET", path: "/v1/operations/nothing", header: map[string]string{"Accept": typeEvents}}, 404, ""},
 		{"no such operation to cancel", call{method: "DELETE", path: "/v1/operations/nothing"}, 404, ""},
+		{"no such handoff", call{method: "GET", path: "/v1/handoffs/nothing"}, 404, ""},
 		{"living instance", call{method: "DELETE", path: "/v1/instances/0123"}, 409, ""},
 
 		{"no body", call{method: "POST", path: instances, header: map[string]string{"Content-Type": typeJSON}}, 400, ""},
@@ -106,6 +108,16 @@ func TestBadRequests(t *testing.T) {
 		{"no action", call{method: "POST", path: actions, body: `{}`}, 400, "action"},
 		{"unknown action", call{method: "POST", path: actions, body: `{"action":"explode"}`}, 400, "action"},
 		{"action of a wrong type", call{method: "POST", path: actions, body: `{"action":["stop"]}`}, 400, "action"},
+		{"handoff of another instance", call{method: "POST", path: handoff, body: `{"instance":"app","to":"http://x:1"}`}, 400, "instance"},
+		{"handoff without a body", call{method: "POST", path: handoff, header: map[string]string{"Content-Type": typeJSON}}, 400, ""},
+		{"handoff of an unknown field", call{method: "POST", path: handoff, body: `{"to":"http://x:1","speed":9}`}, 400, "speed"},
+		{"handoff with half a round", call{method: "POST", path: handoff, body: `{"to":"http://x:1","rounds":0.5}`}, 400, "rounds"},
+		{"message that is none", call{method: "POST", path: messages, body: "x"}, 400, ""},
+		{"message of nothing", call{method: "POST", path: messages, header: map[string]string{"Content-Type": typeJSON}}, 400, ""},
+		{"message as text", call{method: "POST", path: messages, body: "{}", header: map[string]string{"Content-Type": "text/plain"}}, 415, "Content-Type"},
+		{"message that is compressed", call{method: "POST", path: messages, body: "{}", header: map[string]string{"Content-Encoding": "gzip"}}, 415, "Content-Encoding"},
+		{"message that is too large", call{method: "POST", path: messages, body: `"` + strings.Repeat("a", mostMessage-1) + `"`}, 413, ""},
+		{"message with a parameter", call{method: "POST", path: messages + "?key=x", body: "{}"}, 400, "key"},
 		{"operation that is begun elsewhere", call{method: "POST", path: operations, body: `{"kind":"run","ref":"app"}`}, 400, "kind"},
 		{"operation of no kind", call{method: "POST", path: operations, body: `{"ref":"app"}`}, 400, "kind"},
 
@@ -119,6 +131,13 @@ func TestBadRequests(t *testing.T) {
 
 		{"range beyond the end", call{method: "GET", path: "/v1/overlays/app/content", header: map[string]string{"Range": "bytes=10-"}}, 416, "Range"},
 		{"range that is none", call{method: "GET", path: "/v1/overlays/app/content", header: map[string]string{"Range": "bytes=x"}}, 416, "Range"},
+
+		{"content of a handoff without a key", call{method: "GET", path: handoffContentPath}, 404, ""},
+		{"content of a handoff with two keys", call{method: "GET", path: handoffContentPath + "?key=x&key=" + handoffKey}, 400, "key"},
+		{"content of a handoff with another parameter", call{method: "GET", path: handoffContentPath + "?token=x"}, 400, "token"},
+		{"content of a handoff, the query broken", call{method: "GET", path: handoffContentPath + "?key=%zz"}, 400, ""},
+		{"content of a handoff beyond the end", call{method: "GET", path: handoffContentPath + "?key=" + handoffKey, header: map[string]string{"Range": "bytes=10-"}}, 416, "Range"},
+		{"content of a handoff by a range that is none", call{method: "GET", path: handoffContentPath + "?key=" + handoffKey, header: map[string]string{"Range": "bytes=x"}}, 416, "Range"},
 
 		{"package of no length", call{method: "POST", path: bases, body: "PK", header: zip(), length: -1}, 411, "Content-Length"},
 		{"empty package", call{method: "POST", path: bases, header: zip()}, 400, ""},

@@ -14,9 +14,13 @@
 //	operate backend    9f1...
 //	peer    edge-2     c07...
 //
-// read may ask, operate may do everything, peer may only fetch the content of overlays. The
-// file must be readable by its owner alone. It is read again when it changes; one that cannot
-// be understood changes nothing, and is reported to the log.
+// read may ask, operate may do everything, peer is for other cloudlets: it may only fetch the
+// content of overlays and send messages of the handoff protocol. The file must be readable by
+// its owner alone. It is read again when it changes; one that cannot be understood changes
+// nothing, and is reported to the log.
+//
+// What a handoff publishes is fetched without a token: the key in its URL is the right to it,
+// for as long as the handoff goes on. Queries of URLs are never logged.
 //
 // # Refusals
 //

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -23,7 +24,11 @@ var (
 	digest    = strings.Repeat("d1", 32)
 )
 
-const instanceID = "0123456789ab"
+const (
+	instanceID = "0123456789ab"
+	handoffID  = "4a4a4a4a4a4a4a4a"
+	handoffKey = "key-0123456789abcdef"
+)
 
 // fake is a service in memory. Operations go on only when a test says so.
 type fake struct {
@@ -41,6 +46,16 @@ type fake struct {
 	breakAt int // BasePackage fails after so many bytes; 0: never
 	acts    []api.Action
 	watch   int // event streams open now
+
+	messages  []handoffMessage
+	delivered func(context.Context) // called with each message; nil: nothing is
+}
+
+// handoffMessage is a message as the service was given it.
+type handoffMessage struct {
+	caller service.Caller
+	from   netip.Addr
+	text   string
 }
 
 type empty struct{}
@@ -86,7 +101,17 @@ func anInstance() api.Instance {
 	return api.Instance{
 		ID: instanceID, State: api.Running, Image: overlayID, Base: baseID, Overlays: []string{overlayID}, Created: epoch, PID: 7,
 		Endpoints: []api.Endpoint{{Guest: 80, Address: "127.0.0.1:8080"}}, Timeline: []api.Event{{Name: "accepted"}, {Name: "running", Seconds: 0.1}},
-		Mount: &api.Mount{Dir: "d", PID: 8, Held: []api.Held{{Image: "memory", Since: epoch}}},
+		Mount:   &api.Mount{Dir: "d", PID: 8, Held: []api.Held{{Image: "memory", Since: epoch}}},
+		Lineage: instanceID, Epoch: 3, Handoff: handoffID,
+	}
+}
+
+func aHandoff() api.Handoff {
+	return api.Handoff{
+		ID: handoffID, Side: api.HandoffSource, Instance: instanceID, Operation: "000000000001", Peer: "http://10.0.0.2:7300", Lineage: instanceID, Epoch: 4,
+		State: "going", Theirs: "prepared", Rounds: []api.HandoffRound{{Dirty: 5000, Bytes: 900, Made: 0.1, Sent: 0.2, Pause: 0.01}}, Bytes: 900, Missing: 10,
+		Pause: 0.03, Why: "enough", Endpoints: []api.Endpoint{{Guest: 80, Address: "10.0.0.2:8080"}}, InDoubt: true, Loss: "all since then", Stuck: "no route",
+		Reasons: []api.HandoffReason{{Field: "port", Text: "8080 is taken", Remedy: "free it"}}, Created: epoch,
 	}
 }
 
@@ -228,7 +253,8 @@ func (f *fake) Instances(ctx context.Context, all bool) ([]api.Instance, error) 
 	list := []api.Instance{anInstance()}
 	if all {
 		ended := anInstance()
-		ended.State, ended.Ended, ended.Mount = api.Stopped, epoch, nil
+		ended.State, ended.Ended, ended.Mount, ended.Handoff = api.Stopped, epoch, nil, ""
+		ended.Moved = &api.Moved{To: "http://10.0.0.2:7300", Instance: handoffID[:12], Endpoints: []api.Endpoint{{Guest: 80, Address: "10.0.0.2:8080"}}}
 		list = append(list, ended)
 	}
 	return list, f.enter(ctx, "Instances")
@@ -391,6 +417,39 @@ func (f *fake) CancelOperation(ctx context.Context, id string) (api.Operation, e
 		op.State, op.Ended, op.Error = api.OperationCancelled, epoch, &api.Error{Code: api.Cancelled, Detail: "cancelled"}
 	})
 	return f.Operation(ctx, id)
+}
+
+func (f *fake) Handoff(ctx context.Context, id string) (api.Handoff, error) {
+	if id != handoffID && !strings.HasPrefix(instanceID, id) {
+		return api.Handoff{}, missing("handoff", id)
+	}
+	return aHandoff(), f.enter(ctx, "Handoff")
+}
+
+func (f *fake) HandoffMessage(ctx context.Context, caller service.Caller, from netip.Addr, message []byte) ([]byte, error) {
+	if f.delivered != nil {
+		f.delivered(ctx)
+	}
+	if err := f.enter(ctx, "HandoffMessage"); err != nil {
+		return nil, err
+	}
+	if !json.Valid(message) {
+		return nil, api.Errorf(api.Invalid, "not a message of the handoff protocol")
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.messages = append(f.messages, handoffMessage{caller, from, string(message)})
+	return []byte(`{"version":1,"state":"accepted"}`), nil
+}
+
+func (f *fake) HandoffContent(ctx context.Context, id, overlay, key string) (io.ReadSeekCloser, string, error) {
+	switch {
+	case id != handoffID || overlay != overlayID:
+		return nil, "", missing("overlay of handoff "+id, overlay)
+	case key != handoffKey:
+		return nil, "", api.Errorf(api.NotFound, "the key %q is wrong", key)
+	}
+	return closer{bytes.NewReader(f.content)}, digest, f.enter(ctx, "HandoffContent")
 }
 
 func (f *fake) Collect(ctx context.Context) (service.Metrics, error) {

@@ -43,6 +43,14 @@ func FuzzRequests(f *testing.F) {
 		{"GET", "/v1/operations/000000000002", "", "Last-Event-ID: 2", ""},
 		{"DELETE", "/v1/operations/000000000001", "", "", ""},
 		{"POST", "/v1/operations", typeJSON, "", `{"kind":"verify-base","ref":"debian"}`},
+		{"POST", "/v1/instances/0123/handoff", typeJSON, "Idempotency-Key: k", `{"to":"http://10.0.0.2:7300","token":"t","rounds":4,"keep_ports":true}`},
+		{"POST", "/v1/instances/0123/handoff", typeJSON, "", `{"instance":"4567","to":1}`},
+		{"POST", "/v1/instances/0123/actions", typeJSON, "", `{"action":"discard-here"}`},
+		{"POST", "/v1/handoffs", typeJSON, "Idempotency-Key: k", `{"version":1,"handoff":"4a4a4a4a4a4a4a4a","epoch":1,"kind":"ask"}`},
+		{"POST", "/v1/handoffs", typeJSON, "", ""},
+		{"GET", "/v1/handoffs/4a4a4a4a4a4a4a4a", "", "", ""},
+		{"GET", handoffContentPath + "?key=" + handoffKey, "", "Range: bytes=5-,1-2", ""},
+		{"GET", handoffContentPath + "?key=%00&key=", "", "If-Range: x", ""},
 		{"PATCH", "/%2e%2e/v1//bases", "", "", "["},
 		{"GET", "/metrics", "", "Accept-Encoding: zstd, gzip", ""},
 	} {
@@ -84,7 +92,7 @@ func FuzzRequests(f *testing.F) {
 		if begun := len(fake.calls); begun > 0 && rec.Code != http.StatusAccepted {
 			t.Fatalf("%s %s: %d, but %d operations were begun", method, target, rec.Code, begun)
 		}
-		if n := len(h.(*server).slots); n != 0 {
+		if n := len(h.(*server).slots) + len(h.(*server).fetches); n != 0 {
 			t.Fatalf("%d slots are still taken", n)
 		}
 	})

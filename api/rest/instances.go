@@ -51,7 +51,7 @@ func (s *server) act(w *response, r *http.Request) error {
 		return err
 	}
 	if !known(req.Action) {
-		return bad("action", "there is no action %q", req.Action).fix("use one of pause, continue, reset, stop, abort, ready")
+		return bad("action", "there is no action %q", req.Action).fix("use one of pause, continue, reset, stop, abort, ready, resume-here, discard-here")
 	}
 	in, err := s.service.Act(r.Context(), r.PathValue("id"), req.Action)
 	return writeOne(w, in, err)

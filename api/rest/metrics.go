@@ -30,7 +30,7 @@ func (s *server) measure() {
 	underWay := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "cloudlet_http_requests_under_way",
 		Help: "Requests being answered now, event streams included.",
-	}, func() float64 { return float64(len(s.slots)) })
+	}, func() float64 { return float64(len(s.slots) + len(s.fetches)) })
 	s.registry.MustRegister(s.duration, underWay,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }

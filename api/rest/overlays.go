@@ -95,8 +95,13 @@ func (s *server) content(w *response, r *http.Request) error {
 		return err
 	}
 	defer f.Close() // it was read only
+	return sendOverlay(w, r, f, o.Digest)
+}
+
+// sendOverlay sends what a request wants of an overlay's file.
+func sendOverlay(w *response, r *http.Request, f io.ReadSeeker, digest string) error {
 	w.Header().Set("Content-Type", typeZip)
-	w.Header().Set("Etag", `"`+o.Digest+`"`)
+	w.Header().Set("Etag", `"`+digest+`"`)
 	http.ServeContent(&ranged{response: w}, r, "", time.Time{}, f)
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"cloudlet/api"
@@ -46,6 +47,10 @@ type Service interface {
 	OperationEvents(ctx context.Context, id string, after int64) iter.Seq2[api.Operation, error]
 	CancelOperation(ctx context.Context, id string) (api.Operation, error)
 
+	Handoff(ctx context.Context, id string) (api.Handoff, error)
+	HandoffMessage(ctx context.Context, caller service.Caller, from netip.Addr, message []byte) (answer []byte, err error)
+	HandoffContent(ctx context.Context, id, overlay, key string) (f io.ReadSeekCloser, digest string, err error)
+
 	Collect(ctx context.Context) (service.Metrics, error)
 }
 
@@ -66,7 +71,7 @@ type Limits struct {
 	Body     int64         // bytes of a JSON body; 1 MiB
 	BodyTime time.Duration // in which a JSON body must arrive; 30 s
 	Stall    time.Duration // without a byte of an upload coming in or of an answer going out; 60 s
-	Requests int           // of callers with a token at once, event streams and long polls included; 512
+	Requests int           // of callers with a token at once, event streams and long polls included; 512. As many again of callers with a key
 	Wait     time.Duration // longest long poll; 5 minutes
 	Keep     time.Duration // between two comments that keep an event stream alive; 15 s
 }
@@ -98,6 +103,7 @@ type server struct {
 	limits   Limits
 	mux      *http.ServeMux
 	slots    chan struct{} // holds one element for each request under way
+	fetches  chan struct{} // the same for requests that a key admits: they cannot shut out those with a token
 	registry *prometheus.Registry
 	duration *prometheus.HistogramVec
 }
@@ -109,7 +115,7 @@ func New(c Config) http.Handler {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.tokens = openTokens(c.Tokens, s.log)
-	s.slots = make(chan struct{}, s.limits.Requests)
+	s.slots, s.fetches = make(chan struct{}, s.limits.Requests), make(chan struct{}, s.limits.Requests)
 	s.measure()
 	for _, rt := range routes() {
 		s.mux.Handle(rt.method+" "+rt.path, &bound{s, rt})
@@ -153,10 +159,10 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		writeProblem(w, noRoute(h, r, pattern))
 		return
 	}
-	if !b.route.public {
+	if slots := s.slotsOf(b.route); slots != nil {
 		select {
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
 		default:
 			if who.local {
 				break // the operator on this host can always look, and cancel
@@ -170,6 +176,17 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		r.Body = w.body
 	}
 	s.mux.ServeHTTP(w, r) // it sets the path's values
+}
+
+// slotsOf are what a route's requests share; nil: they are not bounded.
+func (s *server) slotsOf(rt *route) chan struct{} {
+	switch {
+	case rt.keyed:
+		return s.fetches
+	case rt.public:
+		return nil
+	}
+	return s.slots
 }
 
 // admit refuses what need not be looked at any further.

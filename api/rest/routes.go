@@ -14,6 +14,7 @@ import (
 type route struct {
 	method, path string
 	public       bool     // without a token
+	keyed        bool     // public and yet bounded: a key in the query is the right to it
 	operates     bool     // not for the role read
 	peer         bool     // also for the role peer
 	body         bool     // takes one
@@ -21,8 +22,8 @@ type route struct {
 	do           func(*server, *response, *http.Request) error
 }
 
-// routes are all routes; the OpenAPI document lists the same ones. Three of the 25 that /v1
-// may have are kept for handoffs.
+// routes are all routes; the OpenAPI document lists the same ones. Beside the document itself
+// /v1 has 25, which is all that it may have.
 func routes() []*route {
 	return []*route{
 		{method: "GET", path: "/v1/bases", do: (*server).bases},
@@ -43,12 +44,17 @@ func routes() []*route {
 		{method: "GET", path: "/v1/instances/{id}", do: (*server).instance},
 		{method: "DELETE", path: "/v1/instances/{id}", operates: true, query: []string{"force"}, do: (*server).deleteInstance},
 		{method: "POST", path: "/v1/instances/{id}/actions", operates: true, body: true, do: (*server).act},
+		{method: "POST", path: "/v1/instances/{id}/handoff", operates: true, body: true, do: (*server).handOff},
 		{method: "GET", path: "/v1/instances/{id}/log", do: (*server).instanceLog},
 
 		{method: "GET", path: "/v1/operations", do: (*server).operations},
 		{method: "POST", path: "/v1/operations", operates: true, body: true, do: (*server).addOperation},
 		{method: "GET", path: "/v1/operations/{id}", query: []string{"wait", "after"}, do: (*server).operation},
 		{method: "DELETE", path: "/v1/operations/{id}", operates: true, do: (*server).cancel},
+
+		{method: "POST", path: "/v1/handoffs", operates: true, peer: true, body: true, do: (*server).handoffMessage},
+		{method: "GET", path: "/v1/handoffs/{id}", do: (*server).handoff},
+		{method: "GET", path: "/v1/handoffs/{id}/overlays/{overlay}", public: true, keyed: true, query: []string{"key"}, do: (*server).handoffContent},
 
 		{method: "GET", path: "/v1/openapi.json", public: true, do: (*server).openAPI},
 		{method: "GET", path: "/healthz", public: true, do: (*server).healthy},
@@ -125,7 +131,8 @@ func stack() string { return string(debug.Stack()) }
 // known says whether a string is one of the actions.
 func known(a api.Action) bool {
 	switch a {
-	case api.ActionPause, api.ActionContinue, api.ActionReset, api.ActionStop, api.ActionAbort, api.ActionReady:
+	case api.ActionPause, api.ActionContinue, api.ActionReset, api.ActionStop, api.ActionAbort, api.ActionReady,
+		api.ActionResumeHere, api.ActionDiscardHere:
 		return true
 	}
 	return false

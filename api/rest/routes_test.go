@@ -79,6 +79,32 @@ func TestEveryRoute(t *testing.T) {
 		{"log", call{method: "GET", path: "/v1/instances/0123/log"}, 200, func(t *testing.T, resp *http.Response) {
 			require.Equal(t, "login: ", text(t, resp))
 		}},
+		{"hand off", call{method: "POST", path: "/v1/instances/0123/handoff", body: `{"to":"http://10.0.0.2:7300","token":"secret","rounds":-1,"keep_ports":true}`}, 202,
+			submitted(r, api.HandOff{Instance: "0123", To: "http://10.0.0.2:7300", Token: "secret", Rounds: -1, KeepPorts: true})},
+		{"hand off, the instance twice", call{method: "POST", path: "/v1/instances/0123/handoff", body: `{"instance":"0123","to":"https://edge:7300"}`}, 202,
+			submitted(r, api.HandOff{Instance: "0123", To: "https://edge:7300"})},
+		{"resolve", call{method: "POST", path: "/v1/instances/0123/actions", body: `{"action":"resume-here"}`}, 200, func(t *testing.T, resp *http.Response) {
+			require.Equal(t, api.ActionResumeHere, r.fake.acts[len(r.fake.acts)-1])
+		}},
+		{"message of a handoff", call{method: "POST", path: "/v1/handoffs", body: ` {"version": 1} `}, 200, func(t *testing.T, resp *http.Response) {
+			require.Equal(t, `{"version":1,"state":"accepted"}`, text(t, resp))
+			require.Equal(t, ` {"version": 1} `, r.fake.messages[len(r.fake.messages)-1].text)
+		}},
+		{"show handoff", call{method: "GET", path: "/v1/handoffs/" + handoffID}, 200, func(t *testing.T, resp *http.Response) {
+			require.Equal(t, aHandoff(), as[api.Handoff](t, resp))
+		}},
+		{"show the handoff of an instance", call{method: "GET", path: "/v1/handoffs/0123"}, 200, nil},
+		{"content of a handoff", call{method: "GET", path: handoffContentPath + "?key=" + handoffKey}, 200, func(t *testing.T, resp *http.Response) {
+			require.Equal(t, "0123456789", text(t, resp))
+			require.Equal(t, `"`+digest+`"`, resp.Header.Get("ETag"))
+			require.Equal(t, typeZip, resp.Header.Get("Content-Type"))
+			require.Equal(t, "no-store", resp.Header.Get("Cache-Control"))
+		}},
+		{"range of content of a handoff", call{method: "GET", path: handoffContentPath + "?key=" + handoffKey, header: map[string]string{"Range": "bytes=2-4", "If-Range": `"` + digest + `"`}}, 206, func(t *testing.T, resp *http.Response) {
+			require.Equal(t, "234", text(t, resp))
+			require.Equal(t, "bytes 2-4/10", resp.Header.Get("Content-Range"))
+		}},
+		{"content of a handoff that the other side has", call{method: "GET", path: handoffContentPath + "?key=" + handoffKey, header: map[string]string{"If-None-Match": `"` + digest + `"`}}, 304, nil},
 		{"list operations", call{method: "GET", path: "/v1/operations"}, 200, func(t *testing.T, resp *http.Response) {
 			require.NotEmpty(t, as[[]api.Operation](t, resp))
 		}},
@@ -154,7 +180,7 @@ func submitted(r *rig, want any) func(*testing.T, *http.Response) {
 
 func TestHead(t *testing.T) {
 	r := newRig(t, Limits{})
-	for _, path := range []string{"/v1/bases", "/v1/bases/debian/package", "/v1/overlays/app/content", "/healthz"} {
+	for _, path := range []string{"/v1/bases", "/v1/bases/debian/package", "/v1/overlays/app/content", "/healthz", handoffContentPath + "?key=" + handoffKey} {
 		resp := r.do(call{method: "HEAD", path: path})
 		require.Equal(t, 200, resp.StatusCode, path)
 	}

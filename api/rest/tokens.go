@@ -209,7 +209,7 @@ func makeTokens(path string) (made bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, os.Remove(f.Name())) }()
-	text := "# ROLE NAME TOKEN: read may ask, operate may do everything, peer fetches overlays.\n" +
+	text := "# ROLE NAME TOKEN: read may ask, operate may do everything, peer is for other cloudlets.\n" +
 		"# Changes count at once. Keep this file readable by its owner only.\n" +
 		string(roleOperate) + " operator " + rand.Text() + "\n"
 	_, err = f.WriteString(text)
