@@ -136,6 +136,10 @@ func TestRoutes(t *testing.T) {
 			{`POST /v1/instances  {"ref":"r"}`, func() (string, error) { return one(c.Run(ctx, api.Run{Ref: "r"})) }},
 			{`POST /v1/instances/i/actions  {"action":"pause"}`, func() (string, error) { return one(c.Act(ctx, "i", api.ActionPause)) }},
 			{"GET /v1/instances/i/log  ", func() (string, error) { return written(c.Log(ctx, "i", &out)) }},
+			{`POST /v1/instances/a%2Fb/handoff  {"instance":"a/b","to":"http://x:1","token":"t","rounds":-1}`, func() (string, error) {
+				return one(c.HandOff(ctx, api.HandOff{Instance: "a/b", To: "http://x:1", Token: "t", Rounds: -1}))
+			}},
+			{"GET /v1/handoffs/h  ", func() (string, error) { return one(c.Handoff(ctx, "h")) }},
 			{"GET /v1/operations  ", func() (string, error) { return many(c.Operations(ctx)) }},
 			{"GET /v1/operations/o  ", func() (string, error) { return one(c.Operation(ctx, "o")) }},
 			{"GET /v1/operations/o after=4&wait=2 ", func() (string, error) { return one(c.PollOperation(ctx, "o", 4, 1500e6)) }},
@@ -152,6 +156,8 @@ func TestRoutes(t *testing.T) {
 		require.NoError(t, c.DeleteInstance(ctx, "i", true))
 		for _, ref := range []string{"", ".", ".."} {
 			_, err := c.Base(ctx, ref)
+			require.Equal(t, api.NotFound, api.CodeOf(err))
+			_, err = c.HandOff(ctx, api.HandOff{Instance: ref})
 			require.Equal(t, api.NotFound, api.CodeOf(err))
 		}
 	})
