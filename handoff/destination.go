@@ -434,12 +434,13 @@ func (d *Destination) settledState() bool {
 
 // DestinationStatus is how a handoff is, at its destination.
 type DestinationStatus struct {
-	Handoff string   `json:"handoff"`
-	Epoch   uint64   `json:"epoch"`
-	State   State    `json:"state"` // Unknown: there is no record
-	Offer   Offer    `json:"offer"`
-	Reasons []Reason `json:"reasons"`
-	Stuck   string   `json:"stuck"`
+	Handoff string    `json:"handoff"`
+	Epoch   uint64    `json:"epoch"`
+	State   State     `json:"state"` // Unknown: there is no record
+	Offer   Offer     `json:"offer"`
+	Chain   []Overlay `json:"chain"` // of Prepare
+	Reasons []Reason  `json:"reasons"`
+	Stuck   string    `json:"stuck"`
 }
 
 // Status says how it is. It waits for a message that is being handled.
@@ -449,7 +450,7 @@ func (d *Destination) Status(ctx context.Context) (DestinationStatus, error) {
 	}
 	defer d.unlock()
 	st := DestinationStatus{Handoff: d.cfg.Handoff, Epoch: d.rec.Epoch, State: d.rec.State, Offer: d.rec.Offer,
-		Reasons: slices.Clone(d.rec.Reasons), Stuck: d.note}
+		Chain: d.rec.Chain, Reasons: slices.Clone(d.rec.Reasons), Stuck: d.note}
 	if st.State == "" {
 		st.State = Unknown
 	}

@@ -95,10 +95,11 @@ type Offer struct {
 }
 
 // Forward is a port of the guest that must be reachable at the destination as well. Host is
-// the port asked for there, 0 for any.
+// the port asked for there, 0 for any. Open: from other hosts, too.
 type Forward struct {
-	Guest int `json:"guest"`
-	Host  int `json:"host"`
+	Guest int  `json:"guest"`
+	Host  int  `json:"host"`
+	Open  bool `json:"open,omitempty"`
 }
 
 // Overlay is one published overlay.

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"cloudlet/api"
+	"cloudlet/handoff"
 	"cloudlet/vmm"
 )
 
@@ -24,11 +25,15 @@ func (s *Service) Act(ctx context.Context, ref string, a api.Action) (api.Instan
 			return api.Instance{}, err
 		}
 		return s.Instance(ctx, ref)
+	case api.ActionResumeHere:
+		return s.resolve(ctx, ref, handoff.ResumeHere)
+	case api.ActionDiscardHere:
+		return s.resolve(ctx, ref, handoff.DiscardHere)
 	case api.ActionReady:
 		in, err := s.captureNow(ref)
 		return in, fail(err)
 	}
-	err := invalid("action", "no action %.80q", a).Fix("use pause, continue, reset, stop, abort or ready")
+	err := invalid("action", "no action %.80q", a).Fix("use pause, continue, reset, stop, abort, ready, resume-here or discard-here")
 	return api.Instance{}, err
 }
 

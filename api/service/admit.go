@@ -146,6 +146,15 @@ func (s *Service) promises(guests bool, resident map[string]int64) (p promised, 
 			p.untouched += r.Need.Memory
 		}
 	}
+	s.mu.Lock()
+	for _, d := range s.arrivals {
+		n := d.need()
+		p.Instances += n.Instances
+		p.Memory += n.Memory
+		p.untouched += n.Memory
+		p.Disk += n.Disk
+	}
+	s.mu.Unlock()
 	uploads, err := s.uploads()
 	for _, u := range uploads {
 		if u.Operation == "" {

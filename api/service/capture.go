@@ -56,7 +56,7 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	if err != nil {
 		return out, err
 	}
-	for _, parent := range r.Links {
+	for _, parent := range r.Links[:len(r.Links)-r.Own] {
 		if _, err := os.Stat(s.overlayFile(parent.ID)); err != nil {
 			out.Needs = append(out.Needs, parent.ID)
 		}
@@ -86,8 +86,13 @@ func (s *Service) capture(ctx context.Context, r *record, vm *vmm.VM, l *launchI
 	if err != nil {
 		return 0, err
 	}
+	parent, err := l.launched(r.Own)
+	if err != nil {
+		return 0, err
+	}
+	defer parent.Close() // of the readers of l, which do the work
 	launch := overlay.Launch{
-		Parent: l.image, Machine: r.Machine, State: state,
+		Parent: parent, Below: l.image, Machine: r.Machine, State: state,
 		Memory: overlay.Changes{Extents: extents(residue.MemoryExtents()), Read: residue.ReadMemory},
 		Disk:   overlay.Changes{Extents: extents(residue.DiskExtents()), Read: residue.ReadDisk},
 	}

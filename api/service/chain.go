@@ -48,6 +48,12 @@ func (l *launchImage) close() error {
 	return err
 }
 
+// launched returns the launch image without the last own overlays, which handoffs have brought:
+// what the instance was made of at first. The caller closes it before l.
+func (l *launchImage) launched(own int) (*overlay.Image, error) {
+	return overlay.NewImage(l.base, l.readers[:len(l.readers)-own], overlay.ImageOptions{})
+}
+
 // openLaunch opens what ref names: a base, or an overlay with its parents and its base.
 func (s *Service) openLaunch(ctx context.Context, ref string) (*launchImage, error) {
 	base, at, err := s.findLaunch(ref)
@@ -109,10 +115,8 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 		}
 	}()
 	for i := range links {
-		at := &links[i]
-		if _, err := os.Stat(at.Source); at.Upload > 0 && errors.Is(err, fs.ErrNotExist) {
-			at.Source, at.Upload = s.overlayFile(at.ID), 0 // the upload is whole, and in the store
-		}
+		links[i] = s.whereIs(links[i])
+		at := links[i]
 		src, err := at.open(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
@@ -128,6 +132,14 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 		}
 	}
 	return l, s.finish(l, base, overlay.Hash{})
+}
+
+// whereIs returns the link as it is now: what grew may be whole, and in the store.
+func (s *Service) whereIs(l link) link {
+	if _, err := os.Stat(l.Source); l.Upload > 0 && errors.Is(err, fs.ErrNotExist) {
+		l.Source, l.Upload = s.overlayFile(l.ID), 0
+	}
+	return l
 }
 
 // finish opens the base and merges.

@@ -55,6 +55,12 @@ func (s *Service) resumable(r operationRecord) bool {
 	case api.KindRun:
 		in, err := s.runsOn(r)
 		return err == nil && in != nil
+	case api.KindHandoff:
+		if r.Target == nil {
+			return false
+		}
+		_, err := os.Stat(s.journal(r.Target.ID).Path)
+		return err == nil
 	}
 	return false
 }
@@ -131,6 +137,9 @@ func (s *Service) cancelDead(ctx context.Context, id string) error {
 	r, err := s.readOperation(id)
 	if err != nil || r.State.Ended() {
 		return err
+	}
+	if r.Kind == api.KindHandoff && s.resumable(r) {
+		return api.Errorf(api.Conflict, "operation %s hands an instance off, and no daemon works on it", id).Fix("start `cloudlet serve` on this store: it lets the guest run on if it is not too late")
 	}
 	in, err := s.runsOn(r)
 	if err != nil {
@@ -253,6 +262,9 @@ func (s *Service) workAgain(ctx context.Context, op *operation, r operationRecor
 		}
 		return s.importOverlay(ctx, location{source: req.Source, allow: s.rules(caller)}, req.Name, op.progress)
 	}
+	if r.Kind == api.KindHandoff {
+		return s.handOffAgain(ctx, op, r.Target)
+	}
 	var req api.Run
 	if err := json.Unmarshal(r.Request, &req); err != nil {
 		return nil, err
@@ -316,7 +328,7 @@ func (s *Service) janitor(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := errors.Join(s.saveLate(), s.adopt(ctx, true), s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(s.saveLate(), s.adopt(ctx, true), s.sweep(ctx), s.sweepUploads(ctx), s.sweepOperations(ctx), s.sweepHandoffs(ctx)); err != nil && ctx.Err() == nil {
 			s.log.Warn("sweep", "err", err)
 		}
 	}

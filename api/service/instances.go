@@ -37,6 +37,16 @@ type record struct {
 	Mount    string          `json:"mount"`
 	Machine  json.RawMessage `json:"machine"`
 	Timeline []api.Event     `json:"timeline,omitempty"`
+
+	// Lineage is the id that the instance keeps wherever it is handed off to, Epoch the number
+	// of the right to run it, Tried the highest epoch that a handoff from here has used.
+	Lineage string     `json:"lineage,omitempty"`
+	Epoch   uint64     `json:"epoch,omitempty"`
+	Tried   uint64     `json:"tried,omitempty"`
+	Handoff string     `json:"handoff,omitempty"` // under way
+	Arrived string     `json:"arrived,omitempty"` // handoff by which it came
+	Own     int        `json:"own,omitempty"`     // of Links, the last ones, which that handoff has brought
+	Moved   *api.Moved `json:"moved,omitempty"`
 }
 
 func (r *record) alive() bool { return r.State == api.Starting || r.State == api.Running }
@@ -62,6 +72,7 @@ func (s *Service) newRecord(ctx context.Context, req api.Run, l *launchImage, ma
 	r := &record{
 		ID: hex.EncodeToString(b[:]), Name: req.Name, Created: time.Now().UTC(), State: api.Starting,
 		Image: image, Base: l.base.ID().String(), Links: l.links, Mount: mountKey(image), Machine: machine,
+		Lineage: newHandoffID(), Epoch: 1,
 	}
 	if req.Record {
 		r.Mount = recordingKey(r.ID)
@@ -161,6 +172,11 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 		return r.describe(), nil
 	}
 	if r.State == api.Starting {
+		if r.Handoff != "" {
+			in := r.describe()
+			in.Reason = s.handoffState(r.Handoff)
+			return in, nil
+		}
 		if isLocked(s.instancePath(id)) {
 			return r.describe(), nil
 		}
@@ -187,8 +203,11 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 	}
 	in := r.describe()
 	in.State, in.Reason, in.PID = api.State(status.State), status.Reason, vm.PID()
+	if r.Handoff != "" {
+		in.Reason = joinReason(in.Reason, s.handoffState(r.Handoff))
+	}
 	for _, f := range vm.Forwards() {
-		in.Endpoints = append(in.Endpoints, api.Endpoint{Guest: f.Guest, Address: fmt.Sprintf("%s:%d", f.Addr, f.Host)})
+		in.Endpoints = append(in.Endpoints, api.Endpoint{Guest: f.Guest, Address: s.reachable(f)})
 	}
 	if in.Mount = mount; merr != nil {
 		in.Reason = joinReason(in.Reason, fmt.Sprintf("its mount does not answer: %v", merr))
@@ -213,10 +232,13 @@ func (r *record) describe() api.Instance {
 	in := api.Instance{
 		ID: r.ID, Name: r.Name, State: r.State, Reason: r.Reason, Image: r.Image, Base: r.Base,
 		Created: r.Created, Ended: r.Ended, Timeline: r.Timeline,
+		Lineage: r.Lineage, Epoch: r.Epoch, Handoff: r.Handoff, Moved: r.Moved,
 	}
-	for _, l := range r.Links {
+	for i, l := range r.Links {
 		in.Overlays = append(in.Overlays, l.ID)
-		in.Source = shownRef(l.Source)
+		if i < len(r.Links)-r.Own {
+			in.Source = shownRef(l.Source)
+		}
 	}
 	return in
 }
@@ -291,7 +313,10 @@ func (s *Service) working(ctx context.Context, ref string) (*record, *vmm.VM, *l
 	if err == nil {
 		var r *record
 		var vm *vmm.VM
-		if r, err = s.readRecord(id); err == nil {
+		if r, err = s.readRecord(id); err == nil && r.Handoff != "" {
+			err = api.Errorf(api.Conflict, "instance %s is being handed off: %s", id, s.handoffState(r.Handoff)).Fix("see `cloudlet handoff %s --status`", id)
+		}
+		if err == nil {
 			if vm, err = s.qemu.Adopt(ctx, s.instancePath(id, "vm")); err == nil {
 				return r, vm, lk, nil
 			}
@@ -345,7 +370,16 @@ func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
 			return err
 		}
 	}
-	return fail(s.locked(ctx, func() error { return s.deleteUnused("instance", s.instancePath(in.ID), "", nil) }))
+	return fail(s.locked(ctx, func() error {
+		r, err := s.readRecord(in.ID)
+		if err == nil {
+			err = s.deleteUnused("instance", s.instancePath(in.ID), "", nil)
+		}
+		if err != nil || r.Arrived == "" {
+			return err
+		}
+		return s.removeArrived(r.Arrived)
+	}))
 }
 
 // Log copies the serial console's output of an instance to w, from the beginning.

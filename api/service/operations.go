@@ -229,7 +229,7 @@ func (s *Service) conclude(ctx context.Context, op *operation, result any, err e
 	r.Error = e
 	if r.State == api.OperationDone {
 		r.Target = targetOf(r.Target, result)
-	} else if r.Kind != api.KindRun || !s.exists(r.Target) {
+	} else if r.Kind != api.KindHandoff && (r.Kind != api.KindRun || !s.exists(r.Target)) {
 		r.Target = nil
 	}
 	s.log.Info("operation ended", "operation", r.ID, "kind", r.Kind, "state", r.State, "took", r.Ended.Sub(r.Created), "caller", r.Caller, "err", err)

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"cloudlet/api"
+	"cloudlet/handoff"
 	"cloudlet/vmm"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +51,9 @@ type Config struct {
 	// CacheLimit bounds the bytes of overlays at URLs that are kept on the host's disk after
 	// they were fetched; 0 means 10 GiB, less than 0 that nothing is kept.
 	CacheLimit int64
+	// Advertise is the URL at which other cloudlets reach this daemon, http://HOST:PORT or
+	// https://HOST:PORT; "": instances cannot be handed off from here.
+	Advertise string
 	// Log takes what happens beside the results of calls; nil: nothing.
 	Log *slog.Logger
 }
@@ -73,11 +77,16 @@ type Service struct {
 	turn    chan struct{}  // holds a value while one of this process has or awaits the store's lock
 	joined  sync.WaitGroup // operations and the janitor
 	stop    context.CancelFunc
+	halting context.Context // ends when the operations must
+	halt    context.CancelFunc
 
 	mu      sync.Mutex
 	live    map[string]*operation // that this process works on, and those of unsaved
 	unsaved int                   // how many ends could not be written
 	closed  bool
+
+	sources  map[string]*handoff.Source // of handoffs from here, by id
+	arrivals map[string]*arrival        // of handoffs to here
 
 	described map[string]description // overlays of the store, by id
 }
@@ -86,8 +95,10 @@ type Service struct {
 func Open(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
 		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, described: map[string]description{}, turn: make(chan struct{}, 1), stop: func() {},
+		sources: map[string]*handoff.Source{}, arrivals: map[string]*arrival{},
 		flights: flights{running: map[string]*flight{}, waiting: map[string]*flight{}},
 	}
+	s.halting, s.halt = context.WithCancel(context.Background())
 	if s.log == nil {
 		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -101,6 +112,11 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if _, err := newAllowList(c.AllowURLs); err != nil {
 		return nil, err
 	}
+	if c.Advertise != "" {
+		if err := checkServer("advertise", c.Advertise); err != nil {
+			return nil, err
+		}
+	}
 	if s.cfg.CacheLimit == 0 {
 		s.cfg.CacheLimit = defaultCacheLimit
 	}
@@ -110,7 +126,7 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	}
 	s.cfg.Dir = dir
 	s.qemu.Cache = s.path("host.json")
-	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "profiles", "cache", "tmp", "operations", "active", "keys", "uploads", "counts"} {
+	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "profiles", "cache", "tmp", "operations", "active", "keys", "uploads", "counts", "handoffs"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, noStore(err)
 		}
@@ -136,7 +152,7 @@ func (s *Service) begins(ctx context.Context) error {
 		if err := s.lockDaemon(); err != nil {
 			return err
 		}
-		if err := s.adopt(ctx, false); err != nil {
+		if err := errors.Join(s.adopt(ctx, false), s.takeUpArrivals(ctx), s.sweepHandoffs(ctx)); err != nil {
 			return err
 		}
 	}
@@ -150,6 +166,7 @@ func (s *Service) begins(ctx context.Context) error {
 		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		s.stop = cancel
 		s.joined.Go(func() { s.janitor(ctx) })
+		s.joined.Go(func() { s.tickArrivals(ctx) })
 	}
 	return nil
 }
@@ -162,6 +179,7 @@ func (s *Service) Close(ctx context.Context) error {
 	s.closed = true
 	s.mu.Unlock()
 	s.stop()
+	s.stopArrivals()
 	done := make(chan struct{})
 	go func() { // ends with the work
 		defer close(done)
@@ -170,6 +188,7 @@ func (s *Service) Close(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
+		s.halt()
 		s.mu.Lock()
 		for _, op := range s.live {
 			op.work(errStopping)
@@ -177,6 +196,7 @@ func (s *Service) Close(ctx context.Context) error {
 		s.mu.Unlock()
 		<-done
 	}
+	s.halt()
 	err := s.saveLate()
 	if s.daemon != nil {
 		s.daemon.unlock()

@@ -31,11 +31,15 @@ type VerifyBase struct{ api.Verify }
 type VerifyOverlay struct{ api.Verify }
 
 // Submit begins an operation: api.CreateBase, api.ImportBase, VerifyBase, api.CreateOverlay,
-// api.ImportOverlay, VerifyOverlay, api.Profile or api.Run. What is wrong with the request, and what
+// api.ImportOverlay, VerifyOverlay, api.Profile, api.Run or api.HandOff. What is wrong with the request, and what
 // cannot fit on this host, is an error at once and leaves nothing. The work goes on when ctx
 // has ended; Close joins it. The same caller, key and request give the same operation for 24
 // hours; another request under that key is a Conflict.
 func (s *Service) Submit(ctx context.Context, caller Caller, req any) (api.Operation, error) {
+	if h, ok := req.(api.HandOff); ok {
+		op, err := s.submitHandOff(ctx, caller, h)
+		return op, fail(err)
+	}
 	op, err := s.submitOnce(ctx, caller, kindOf(req), req, func() (api.Operation, error) { return s.submit(ctx, caller, req) })
 	return op, fail(err)
 }

@@ -138,6 +138,9 @@ func (s *Service) CancelOperation(ctx context.Context, id string) (api.Operation
 	if now.State.Ended() {
 		return now, api.Errorf(api.Conflict, "operation %s has ended: it is %s", id, now.State)
 	}
+	if err := s.cancelHandoff(now); err != nil {
+		return now, err
+	}
 	if op := s.own(id); op != nil {
 		op.end()
 	} else if err := os.WriteFile(s.operationPath(id, "cancel"), nil, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {

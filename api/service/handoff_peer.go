@@ -1,0 +1,96 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"time"
+
+	"cloudlet/api"
+	"cloudlet/handoff"
+)
+
+// messageTime bounds one message: a destination that prepares may have to fetch first.
+const messageTime = 60 * time.Second
+
+// handoffPeer carries messages to the other cloudlet over its API.
+type handoffPeer struct {
+	client *http.Client
+	allow  *allowList
+	to     string
+	token  string
+}
+
+func newHandoffPeer(m handoffMeta) (*handoffPeer, error) {
+	allow, err := newAllowList(m.Allow)
+	if err != nil {
+		return nil, err
+	}
+	return &handoffPeer{client: newFetcher(allow), allow: allow, to: m.To, token: m.Token}, nil
+}
+
+// newFetcher returns a client that follows no redirects and dials only what allow does.
+func newFetcher(allow *allowList) *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy, t.DisableCompression, t.MaxIdleConnsPerHost = nil, true, 2
+	t.ResponseHeaderTimeout = messageTime
+	if allow != nil {
+		t.DialContext = allow.connect
+	}
+	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// Send implements handoff.Peer. Only an answer with the status 200 is one of the protocol.
+func (p *handoffPeer) Send(ctx context.Context, m handoff.Message) (a handoff.Answer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, messageTime)
+	defer cancel()
+	content, err := json.Marshal(m)
+	if err != nil {
+		return a, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.to+"/v1/handoffs", bytes.NewReader(content))
+	if err != nil {
+		return a, err
+	}
+	if p.allow != nil {
+		if err := p.allow.check(req.URL); err != nil {
+			return a, fmt.Errorf("%w: %w", handoff.ErrForGood, err)
+		}
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if p.token != "" {
+		req.Header.Set("Authorization", "Bearer "+p.token)
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, handoff.MaxMessage+1))
+	if err != nil {
+		return a, err
+	}
+	if resp.StatusCode == http.StatusOK {
+		return handoff.ParseAnswer(body)
+	}
+	err = fmt.Errorf("%s answered %s%s", p.to, resp.Status, problemText(resp, body))
+	switch resp.StatusCode {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed:
+		err = fmt.Errorf("%w: %w", handoff.ErrForGood, err)
+	}
+	return a, err
+}
+
+// problemText returns what a problem document says.
+func problemText(resp *http.Response, body []byte) string {
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	var e api.Error
+	if kind != "application/problem+json" || json.Unmarshal(body, &e) != nil || e.Detail == "" {
+		return ""
+	}
+	return ": " + e.Error()
+}
