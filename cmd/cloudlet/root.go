@@ -143,7 +143,7 @@ A first walk:
 	flags.BoolVar(&env.json, "json", false, "print facts, and errors, as JSON")
 	flags.BoolVarP(&env.verbose, "verbose", "v", false, "say more on standard error")
 	root.AddCommand(
-		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env), newDoctor(env), newServe(env), newOperations(env),
+		newBase(env), newOverlay(env), newRun(env), newPS(env), newLogs(env), newRemove(env), newMount(env), newLauncher(env), newVersion(env), newDoctor(env), newServe(env), newOperations(env), newHandoff(env),
 		newVerb(env, api.ActionPause, "Stop the CPUs of an instance"),
 		newVerb(env, api.ActionContinue, "Let a paused instance run on"),
 		newVerb(env, api.ActionReset, "Reset the guest of an instance: it boots anew"),
@@ -156,7 +156,7 @@ A first walk:
 		"overlay verify": complete(env, true, overlays), "overlay profile": complete(env, true, overlays), "overlay rm": complete(env, false, overlays), "run": complete(env, true, bases, overlays),
 		"mount": complete(env, true, bases, overlays), "pause": complete(env, false, living), "continue": complete(env, false, living),
 		"reset": complete(env, false, living), "stop": complete(env, false, living), "abort": complete(env, false, living),
-		"rm": complete(env, false, everyInstance), "logs": complete(env, false, everyInstance),
+		"handoff": complete(env, false, living), "rm": complete(env, false, everyInstance), "logs": complete(env, false, everyInstance),
 		"op show": complete(env, false, everyOperation), "op wait": complete(env, false, working), "op cancel": complete(env, false, working),
 	} {
 		cmd, _, err := root.Find(strings.Fields(path))

@@ -110,7 +110,7 @@ func newPS(env *environment) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "ps", Aliases: []string{"list"}, Short: "List instances", Args: args(0),
-		Long: "Lists the living instances, with --all also those that have ended, and why.",
+		Long: "Lists the living instances, with --all also those that have ended, and why, or where they went.",
 		RunE: env.with(func(ctx context.Context, s *session, _ []string) error {
 			list, err := s.Instances(ctx, all)
 			if err != nil {
@@ -123,7 +123,7 @@ func newPS(env *environment) *cobra.Command {
 					for _, e := range in.Endpoints {
 						ports = append(ports, fmt.Sprintf("%s->%d", e.Address, e.Guest))
 					}
-					rows = append(rows, []string{in.ID, in.Name, short(in.Image), string(in.State), age(in.Created), strings.Join(ports, ","), in.Reason})
+					rows = append(rows, []string{in.ID, in.Name, short(in.Image), string(in.State), age(in.Created), strings.Join(ports, ","), reason(in)})
 				}
 				table(w, rows)
 			})
