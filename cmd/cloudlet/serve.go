@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -27,6 +29,7 @@ type serve struct {
 	env          *environment
 	config       string
 	listen       []string
+	advertise    string
 	cert, key    string
 	insecure     bool
 	allow        []string
@@ -45,7 +48,8 @@ func newServe(env *environment) *cobra.Command {
 		Long: `Serves /v1 on the unix socket cloudlet.sock of the state folder, for its own user and root,
 and with --listen over TCP, where each request needs a token of the file "tokens" of the
 state folder. The first start makes that file with one token of the role operate. Other
-commands on this host use the daemon by themselves.
+commands on this host use the daemon by themselves. Other cloudlets, to and from which
+instances are handed off, reach it at --advertise.
 
 Ctrl-C or SIGTERM ends it: no new requests, operations are awaited for --drain and then
 cancelled. Instances go on, and the next start finds them, unless --stop-instances is set.
@@ -66,12 +70,13 @@ cancelled. Instances go on, and the next start finds them, unless --stop-instanc
 
 // serveKeys are the flags that a configuration file may set.
 var serveKeys = []string{
-	"state", "mount-memory", "verbose", "listen", "tls-cert", "tls-key", "insecure", "allow-url", "max-instances", "max-memory", "min-free", "drain", "stop-instances", "log-json",
+	"state", "mount-memory", "verbose", "listen", "advertise", "tls-cert", "tls-key", "insecure", "allow-url", "max-instances", "max-memory", "min-free", "drain", "stop-instances", "log-json",
 }
 
 func (o *serve) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.config, "config", "", "file with values for these flags")
 	f.StringArrayVar(&o.listen, "listen", nil, "also listen on this TCP address, HOST:PORT; may be repeated")
+	f.StringVar(&o.advertise, "advertise", "", "http(s)://HOST:PORT at which other cloudlets reach this one, for handoff (default: the first --listen that names a host)")
 	f.StringVar(&o.cert, "tls-cert", "", "certificate chain for --listen, PEM")
 	f.StringVar(&o.key, "tls-key", "", "private key of --tls-cert, PEM")
 	f.BoolVar(&o.insecure, "insecure", false, "allow --listen beyond loopback without TLS: tokens can be read on the way")
@@ -116,7 +121,47 @@ func (o *serve) check() error {
 			return usageError{fmt.Errorf("--listen %s is open to other hosts: give --tls-cert and --tls-key, or --insecure", address)}
 		}
 	}
+	return checkAdvertise(o.advertise)
+}
+
+// checkAdvertise refuses what cannot be where other cloudlets reach this one.
+func checkAdvertise(text string) error {
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || text != u.Scheme+"://"+u.Host {
+		return usageError{fmt.Errorf("--advertise %s: want http://HOST:PORT or https://HOST:PORT, and nothing else", text)}
+	}
+	if port, err := strconv.Atoi(u.Port()); err != nil || port < 1 || port > 65535 {
+		return usageError{fmt.Errorf("--advertise %s: want a port from 1 to 65535 behind the host", text)}
+	}
+	if ip := net.ParseIP(u.Hostname()); ip != nil && ip.IsUnspecified() {
+		return usageError{fmt.Errorf("--advertise %s: nobody can be reached at %s; name an address of this host", text, ip)}
+	}
 	return nil
+}
+
+// reached is where other cloudlets reach this one, "" if that is not known: an address on
+// which it listens for all interfaces does not tell.
+func (o *serve) reached(listeners []net.Listener) string {
+	if o.advertise != "" {
+		return o.advertise
+	}
+	scheme := "http://"
+	if o.cert != "" {
+		scheme = "https://"
+	}
+	for i, l := range listeners {
+		host, _, err := net.SplitHostPort(o.listen[i])
+		if ip := net.ParseIP(host); err != nil || host == "" || ip != nil && ip.IsUnspecified() {
+			continue
+		}
+		if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+			return scheme + net.JoinHostPort(host, strconv.Itoa(tcp.Port)) // what it is when 0 was asked for
+		}
+	}
+	return ""
 }
 
 func (o *serve) run(ctx context.Context) (err error) {
@@ -130,7 +175,14 @@ func (o *serve) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.Daemon, c.Log, c.AllowURLs = true, log, o.allow
+	// What cannot be listened on is said after what is wrong with the store.
+	listeners, lerr := o.open()
+	defer func() {
+		if err != nil {
+			closeAll(listeners)
+		}
+	}()
+	c.Daemon, c.Log, c.AllowURLs, c.Advertise = true, log, o.allow, o.reached(listeners)
 	c.MaxInstances, c.MaxMemory, c.MinFree = o.maxInstances, int64(o.maxMemory), int64(o.minFree)
 	s, err := service.Open(ctx, c)
 	if err != nil {
@@ -145,12 +197,19 @@ func (o *serve) run(ctx context.Context) (err error) {
 	if made {
 		log.Info("made a token of the role operate", "file", tokens)
 	}
-	listeners, err := o.open(s.Dir())
+	if lerr != nil {
+		return lerr
+	}
+	socket, err := listenUnix(filepath.Join(s.Dir(), socketName))
 	if err != nil {
 		return err
 	}
+	listeners = append([]net.Listener{socket}, listeners...)
 	for _, l := range listeners {
 		log.Info("listening", "network", l.Addr().Network(), "address", l.Addr().String())
+	}
+	if c.Advertise != "" {
+		log.Info("other cloudlets reach this one", "at", c.Advertise)
 	}
 	handler := rest.New(rest.Config{Service: s, Log: log, Tokens: tokens})
 	n := &notifier{socket: o.env.getenv("NOTIFY_SOCKET"), log: log}
@@ -183,20 +242,15 @@ func (o *serve) end(ctx context.Context, s *service.Service, log *slog.Logger) e
 	return err
 }
 
-// open opens the listeners: the unix socket, and the TCP addresses.
-func (o *serve) open(dir string) (list []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			for _, l := range list {
-				l.Close() // the first error counts
-			}
-		}
-	}()
-	l, err := listenUnix(filepath.Join(dir, socketName))
-	if err != nil {
-		return list, err
+// closeAll closes listeners of a daemon that does not start: what stopped it counts.
+func closeAll(list []net.Listener) {
+	for _, l := range list {
+		l.Close()
 	}
-	list = append(list, l)
+}
+
+// open listens on the TCP addresses. With an error it returns those that it could open.
+func (o *serve) open() (list []net.Listener, err error) {
 	var config *tls.Config
 	if o.cert != "" {
 		pair, err := tls.LoadX509KeyPair(o.cert, o.key)

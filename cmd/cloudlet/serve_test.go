@@ -102,6 +102,19 @@ func TestServeRefuses(t *testing.T) {
 		{"open to other hosts", []string{"--listen", "example.org:7300"}},
 		{"open to other hosts", []string{"--listen", "[::]:7300"}},
 		{"want HOST:PORT", []string{"--listen", "7300"}},
+		{"want http://HOST:PORT", []string{"--advertise", "edge:7300"}},
+		{"want http://HOST:PORT", []string{"--advertise", "ftp://edge:7300"}},
+		{"want http://HOST:PORT", []string{"--advertise", "http://edge:7300/"}},
+		{"want http://HOST:PORT", []string{"--advertise", "http://edge:7300?x"}},
+		{"want http://HOST:PORT", []string{"--advertise", "http://me@edge:7300"}},
+		{"want http://HOST:PORT", []string{"--advertise", "http://:7300"}},
+		{"want http://HOST:PORT", []string{"--advertise", "http://edge:x"}},
+		{"want a port", []string{"--advertise", "http://edge"}},
+		{"want a port", []string{"--advertise", "http://edge:"}},
+		{"want a port", []string{"--advertise", "http://edge:0"}},
+		{"want a port", []string{"--advertise", "http://edge:70000"}},
+		{"nobody can be reached at 0.0.0.0", []string{"--advertise", "http://0.0.0.0:7300"}},
+		{"nobody can be reached at ::", []string{"--advertise", "http://[::]:7300"}},
 		{"go together", []string{"--tls-cert", "x"}},
 		{"cannot be negative", []string{"--max-instances", "-1"}},
 		{"allow", []string{"--allow-url", "nonsense"}},
@@ -116,6 +129,44 @@ func TestServeRefuses(t *testing.T) {
 	}
 	require.NoError(t, (&serve{env: &environment{}, listen: []string{":1"}, insecure: true}).check())
 	require.NoError(t, (&serve{env: &environment{}, listen: []string{":1"}, cert: "c", key: "k"}).check())
+}
+
+// TestReached: other cloudlets are told the first address that names a host, with the port
+// that was opened, unless one is given.
+func TestReached(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		serve  serve
+		want   string
+		opened bool // want lacks the port that was opened
+	}{
+		{"nothing", serve{}, "", false},
+		{"given", serve{advertise: "https://edge:1", listen: []string{"127.0.0.1:0"}}, "https://edge:1", false},
+		{"given beside nothing", serve{advertise: "http://[2001:db8::1]:1"}, "http://[2001:db8::1]:1", false},
+		{"no host", serve{listen: []string{":0", "0.0.0.0:0", "[::]:0"}, insecure: true}, "", false},
+		{"the first host", serve{listen: []string{":0", "127.0.0.2:0", "127.0.0.1:0"}, insecure: true}, "http://127.0.0.2:", true},
+		{"a name", serve{listen: []string{"localhost:0"}}, "http://localhost:", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.serve.env = &environment{}
+			require.NoError(t, row.serve.check())
+			list, err := row.serve.open()
+			require.NoError(t, err)
+			defer closeAll(list)
+			got := row.serve.reached(list)
+			if row.opened {
+				host, port, err := net.SplitHostPort(strings.TrimPrefix(got, "http://"))
+				require.NoError(t, err)
+				require.NotEqual(t, "0", port)
+				got = "http://" + host + ":"
+			}
+			require.Equal(t, row.want, got)
+		})
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	require.Equal(t, "https://"+l.Addr().String(), (&serve{cert: "c", listen: []string{"127.0.0.1:0"}}).reached([]net.Listener{l}))
 }
 
 // said is a buffer that a daemon writes while a test reads.
