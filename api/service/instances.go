@@ -102,6 +102,9 @@ func (s *Service) checkInstanceName(name string) error {
 		return nil
 	}
 	id, err := s.findInstance(name)
+	if r, rerr := s.readRecord(id); err == nil && rerr == nil && r.Moved != nil {
+		return nil
+	}
 	if err == nil {
 		return api.Errorf(api.Conflict, "the name %q is taken by instance %s", name, id).Fix("choose another, or remove that with `cloudlet rm %s`", id)
 	}
@@ -290,7 +293,11 @@ func (s *Service) end(ctx context.Context, r *record, state api.State, reason st
 	if err != nil {
 		return api.Instance{}, err
 	}
-	return r.describe(), s.releaseMount(ctx, r.Mount)
+	err = s.releaseMount(ctx, r.Mount)
+	if r.Arrived != "" {
+		err = errors.Join(err, s.removeArrived(r.Arrived)) // of no use to anybody else
+	}
+	return r.describe(), err
 }
 
 // working opens a living instance for a change; the lock keeps other changes away.
@@ -370,16 +377,7 @@ func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
 			return err
 		}
 	}
-	return fail(s.locked(ctx, func() error {
-		r, err := s.readRecord(in.ID)
-		if err == nil {
-			err = s.deleteUnused("instance", s.instancePath(in.ID), "", nil)
-		}
-		if err != nil || r.Arrived == "" {
-			return err
-		}
-		return s.removeArrived(r.Arrived)
-	}))
+	return fail(s.locked(ctx, func() error { return s.deleteUnused("instance", s.instancePath(in.ID), "", nil) }))
 }
 
 // Log copies the serial console's output of an instance to w, from the beginning.

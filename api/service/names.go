@@ -207,24 +207,34 @@ func (s *Service) findLaunch(ref string) (base string, at location, err error) {
 	return "", at, err
 }
 
-// findInstance returns the id of the instance that ref names.
+// findInstance returns the id of the instance that ref names. One that was handed off gives
+// its name up to any other.
 func (s *Service) findInstance(ref string) (string, error) {
 	ids, err := s.list("instances")
 	if err != nil {
 		return "", err
 	}
 	var found []string
+	var left string
 	for _, id := range ids {
 		r, err := s.readRecord(id)
 		if err != nil {
 			continue // removed since, or being made
 		}
-		if id == ref || r.Name == ref && ref != "" {
+		named := r.Name == ref && ref != ""
+		if named && r.Moved != nil {
+			left = id
+			continue
+		}
+		if id == ref || named {
 			return id, nil
 		}
 		if len(ref) >= 4 && strings.HasPrefix(id, ref) {
 			found = append(found, id)
 		}
+	}
+	if left != "" {
+		return left, nil
 	}
 	switch len(found) {
 	case 0:
