@@ -197,7 +197,7 @@ func (d *Destination) fetch(ctx context.Context, m Message) error {
 	if d.rec.State != Accepted {
 		return nil
 	}
-	if m.Round > d.round {
+	if m.Round >= d.round { // also again: it may be known by now that it cannot succeed
 		if err := d.cfg.Site.Fetch(ctx, m.Chain); err != nil {
 			return d.refuse(ctx, Reason{Text: cut("fetch: " + err.Error())})
 		}

@@ -17,6 +17,8 @@ import (
 	"cloudlet/handoff"
 	"cloudlet/overlay"
 	"cloudlet/overlay/source"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -42,8 +44,8 @@ type fetch struct {
 func (d *arrival) fetch(o handoff.Overlay) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.fetches[o.ID] != nil {
-		return nil
+	if f := d.fetches[o.ID]; f != nil {
+		return f.hopeless()
 	}
 	if d.life.Err() != nil {
 		return errClosing()
@@ -154,6 +156,16 @@ func (f *fetch) fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.err = err
+}
+
+// hopeless returns an error that does not pass by itself: the disk is full.
+func (f *fetch) hopeless() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if errors.Is(f.err, unix.ENOSPC) || errors.Is(f.err, unix.EDQUOT) {
+		return f.err
+	}
+	return nil
 }
 
 // left returns how many bytes are not here, at least one until all were checked.

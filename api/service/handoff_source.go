@@ -269,6 +269,12 @@ func reportHandoff(op *operation, st handoff.Status) {
 
 // handedOff records how a handoff has ended and makes its result.
 func (s *Service) handedOff(ctx context.Context, op *operation, id string, m handoffMeta, st handoff.Status) (any, error) {
+	if now, err := s.readHandoff(id); err == nil && now.Token != "" {
+		now.Token = "" // of no use any more
+		if err := s.writeHandoff(id, now); err != nil {
+			return nil, err
+		}
+	}
 	err := s.updateRecord(ctx, m.Instance, func(r *record) {
 		r.Handoff = ""
 		if st.State == handoff.SourceResumed {
