@@ -43,6 +43,17 @@ func (ss segments) extents() []Extent {
 	return out
 }
 
+// zeros returns how many bytes are zero.
+func (ss segments) zeros() int64 {
+	var n int64
+	for _, s := range ss {
+		if s.Zero {
+			n += s.Len
+		}
+	}
+	return n
+}
+
 // read reads p at off, which must lie in segments wholly.
 func (ss segments) read(f *os.File, p []byte, off int64) error {
 	if off%pageSize != 0 || len(p)%pageSize != 0 {

@@ -23,6 +23,7 @@ type Rounds struct {
 	tracker  tracker
 	active   string     // the layer that the VM writes to
 	prepared string     // the one it will write to next, "" if there is none yet
+	base     string     // the layer that released ones are merged into
 	layers   int        // made so far
 	taken    []*Residue // whose layers are not merged yet, in order
 	broken   error      // why there can be no further round
@@ -76,7 +77,7 @@ func (vm *VM) rounds(ctx context.Context, track func([]region) (tracker, error))
 	if err != nil {
 		return nil, err
 	}
-	r := &Rounds{vm: vm, lock: lock, active: topLayer}
+	r := &Rounds{vm: vm, lock: lock, active: topLayer, base: topLayer}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.abandon(ctx))
@@ -345,14 +346,23 @@ func (r *Rounds) thaw(ctx context.Context, c *qmp, layer string) error {
 	return nil
 }
 
+// maxZeros is how much discarded data, in bytes, is merged while the VM writes to another
+// layer: QEMU then writes the zeros out.
+const maxZeros = 16 << 20
+
 // settle merges the layers of released residues, in order: one that was taken later waits
-// for those before it.
+// for those before it. A layer with many zeros stays until Close, whose merge keeps them
+// holes, and those above are merged into it.
 func (r *Rounds) settle(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for len(r.taken) > 0 && r.taken[0].released() {
-		if layer := r.taken[0].layer; layer != topLayer {
-			err := r.vm.monitor(ctx, func(c *qmp) error { return commit(ctx, c, r.vm.dir, layer, topLayer) })
+		res := r.taken[0]
+		if res.blocks.zeros() > maxZeros {
+			r.base = res.layer
+		}
+		if res.layer != r.base {
+			err := r.vm.monitor(ctx, func(c *qmp) error { return commit(ctx, c, r.vm.dir, res.layer, r.base) })
 			if err != nil && !errors.Is(err, ErrEnded) {
 				return err
 			}
