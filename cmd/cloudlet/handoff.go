@@ -17,14 +17,21 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Phases of the operation of a handoff in which it is too late to cancel.
+// Phases of the operation of a handoff: the states of the source, and doubt.
 const (
-	phaseMoved = "moved"
-	phaseDoubt = "in doubt"
+	phaseMoved      = "moved"
+	phaseDiscarding = "discarding"
+	phaseAborting   = "aborting"
+	phaseResuming   = "resuming"
+	phaseDoubt      = "in doubt"
 )
 
-// cancelGrace is how long the end of a handoff that was cancelled is awaited.
-const cancelGrace = time.Minute
+// cancelGrace is how long the end of a handoff that was cancelled is awaited, and lookGrace
+// then what is said of it.
+const (
+	cancelGrace = time.Minute
+	lookGrace   = 10 * time.Second
+)
 
 type handoffCommand struct {
 	env       *environment
@@ -187,9 +194,7 @@ func (o *handoffCommand) follow(ctx context.Context, s *session, op api.Operatio
 	op, err := s.Follow(ctx, op, watch)
 	done()
 	if err != nil && ctx.Err() != nil {
-		bound, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelGrace)
-		defer stop()
-		op, err = o.cancel(bound, s, op)
+		op, err = o.cancel(context.WithoutCancel(ctx), s, op, cancelGrace)
 	}
 	if err != nil {
 		return api.HandedOff{}, err
@@ -198,9 +203,13 @@ func (o *handoffCommand) follow(ctx context.Context, s *session, op api.Operatio
 }
 
 // cancel ends a handoff before go. One that had ended by then is returned.
-func (o *handoffCommand) cancel(ctx context.Context, s *session, op api.Operation) (api.Operation, error) {
-	now, err := s.CancelOperation(ctx, op.ID)
-	if api.CodeOf(err) == api.Conflict { // the guest has gone, or all has ended
+func (o *handoffCommand) cancel(ctx context.Context, s *session, op api.Operation, grace time.Duration) (api.Operation, error) {
+	bound, stop := context.WithTimeout(ctx, grace)
+	now, err := s.CancelOperation(bound, op.ID)
+	stop()
+	ctx, stop = context.WithTimeout(ctx, lookGrace)
+	defer stop()
+	if api.CodeOf(err) == api.Conflict || errors.Is(err, context.DeadlineExceeded) { // the guest has gone, or all has ended; or the other side is slow to hear of it
 		now, err = s.Operation(ctx, op.ID)
 	}
 	switch {
@@ -212,6 +221,9 @@ func (o *handoffCommand) cancel(ctx context.Context, s *session, op api.Operatio
 			how = "is " + string(in.State)
 		}
 		return op, api.Errorf(api.Cancelled, "the handoff of %s was cancelled: the guest %s here", o.req.Instance, how)
+	case !now.State.Ended() && now.Phase == phaseAborting:
+		return op, api.Errorf(api.Cancelled, "the handoff of %s was cancelled: %s", o.req.Instance, o.goesOn(now)).
+			Fix("nothing need be done; it ends by itself when the other side does not answer")
 	case !now.State.Ended():
 		return op, api.Errorf(api.Cancelled, "it is too late to cancel the handoff of %s, which goes on: %s", o.req.Instance, o.goesOn(now)).
 			Fix("see how it stands with cloudlet handoff %s --status, or wait with cloudlet op wait %s", o.req.Instance, op.ID)
@@ -219,11 +231,17 @@ func (o *handoffCommand) cancel(ctx context.Context, s *session, op api.Operatio
 	return now, nil
 }
 
-// goesOn says what a handoff does after go.
+// goesOn says what a handoff does that cannot be cancelled any more.
 func (o *handoffCommand) goesOn(op api.Operation) string {
 	switch op.Phase {
 	case phaseMoved:
 		return "the guest runs at " + o.req.To + ", and the rest of its pages is brought there"
+	case phaseDiscarding:
+		return "the guest runs at " + o.req.To + ", and what is left of it here is removed"
+	case phaseAborting:
+		return "the guest stays here, and the other side is being told"
+	case phaseResuming:
+		return "it was decided that the guest runs on here, and the other side is being told"
 	case phaseDoubt:
 		return "it is not known whether the guest runs at " + o.req.To + "; here it is paused"
 	}

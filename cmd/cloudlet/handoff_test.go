@@ -29,6 +29,7 @@ type moving struct {
 	asked   []api.HandOff
 	op      api.Operation
 	late    bool // it cannot be cancelled any more
+	slow    bool // to be cancelled takes until a test ends it
 	in      api.Instance
 	handoff api.Handoff
 	acts    []api.Action
@@ -119,6 +120,9 @@ func (m *moving) CancelOperation(ctx context.Context, id string) (api.Operation,
 	m.mu.Lock()
 	late := m.late || m.op.State.Ended()
 	m.mu.Unlock()
+	if m.slow {
+		return m.WaitOperation(ctx, id, 1<<62)
+	}
 	if late {
 		return api.Operation{}, api.Errorf(api.Conflict, "operation %s cannot be cancelled", id)
 	}
@@ -312,9 +316,21 @@ func TestHandoffEndsAsItIsCancelled(t *testing.T) {
 	m.end(api.OperationDone, aHandedOff, nil)
 	o := &handoffCommand{env: &environment{}}
 	s := dialed(t, serveMoving(t, m))
-	op, err := o.cancel(t.Context(), s, m.op)
+	op, err := o.cancel(t.Context(), s, m.op, time.Minute)
 	require.NoError(t, err)
 	require.Equal(t, api.OperationDone, op.State)
+}
+
+// TestHandoffSlowToCancel: the other side need not have heard of it for the guest to be here.
+func TestHandoffSlowToCancel(t *testing.T) {
+	m := newMoving()
+	m.slow = true
+	m.phase("aborting", false)
+	o := &handoffCommand{env: &environment{}, req: api.HandOff{Instance: "web", To: "http://x:1"}}
+	_, err := o.cancel(t.Context(), dialed(t, serveMoving(t, m)), m.op, 50*time.Millisecond)
+	require.Equal(t, api.Cancelled, api.CodeOf(err))
+	require.ErrorContains(t, err, "the handoff of web was cancelled: the guest stays here, and the other side is being told")
+	m.end(api.OperationDone, aHandedOff, nil)
 }
 
 // dialed is a session with the daemon of a folder.
