@@ -38,7 +38,7 @@ func run() error {
 }
 
 // badRequest is an error of the caller's making; it is answered with 400, a missing file
-// with 404, any other error with 500.
+// with 404, a missing record with 409, any other error with 500.
 type badRequest struct{ error }
 
 // answer serves f's result as JSON, or its error.
@@ -46,12 +46,16 @@ func answer(f func(r *http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		v, err := f(r)
 		var bad badRequest
+		var gap gapError
 		switch {
 		case errors.As(err, &bad):
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		case errors.Is(err, fs.ErrNotExist):
 			http.Error(w, err.Error(), http.StatusNotFound)
+			return
+		case errors.As(err, &gap):
+			http.Error(w, err.Error(), http.StatusConflict)
 			return
 		case err != nil:
 			http.Error(w, err.Error(), http.StatusInternalServerError)

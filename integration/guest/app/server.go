@@ -32,6 +32,10 @@ type server struct {
 	table   []byte
 	counter atomic.Int64
 	load    load
+	cargo   cargo
+
+	requests atomic.Int64 // of /append
+	journals journals
 
 	mu    sync.Mutex
 	dirty []byte // allocated at the first /dirty
@@ -50,7 +54,7 @@ func newServer(dir string) (*server, error) {
 	for n := range table.Windows {
 		table.FillTable(p[n*table.WindowSize:][:table.WindowSize], token, n)
 	}
-	s := &server{token: token, dir: dir, table: p}
+	s := &server{token: token, dir: dir, table: p, journals: journals{dir: dir}}
 	if err := writeSynced(s.stateFile(), func(f io.Writer) error { return table.WriteFile(f, token) }); err != nil {
 		return nil, err
 	}
@@ -78,6 +82,10 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("POST /delete", answer(s.remove))
 	mux.HandleFunc("POST /dirty", answer(s.rewrite))
 	mux.HandleFunc("POST /load", answer(s.setLoad))
+	mux.HandleFunc("POST /append", answer(s.append))
+	mux.HandleFunc("GET /journal", answer(s.journal))
+	mux.HandleFunc("POST /fill", answer(s.fill))
+	mux.HandleFunc("POST /churn", answer(s.churn))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n")) // a client that is gone needs no answer
 	})
@@ -101,7 +109,7 @@ func (s *server) window(r *http.Request) (any, error) {
 func (s *server) verify(r *http.Request) (any, error) {
 	var extra string
 	if r.FormValue("seed") != "" {
-		seed, err := seedOf(r)
+		seed, err := wordOf(r, "seed")
 		if err != nil {
 			return nil, err
 		}
@@ -113,14 +121,19 @@ func (s *server) verify(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	var held *cargoState
+	if state := s.cargo.state(true); state.MiB > 0 {
+		held = &state
+	}
 	sum := sha256.Sum256(s.table)
 	return struct {
-		Token   string `json:"token"`
-		Counter int64  `json:"counter"`
-		Table   string `json:"table"`
-		File    string `json:"file"`
-		Extra   string `json:"extra,omitempty"`
-	}{s.token, s.counter.Load(), hex.EncodeToString(sum[:]), file, extra}, nil
+		Token   string      `json:"token"`
+		Counter int64       `json:"counter"`
+		Table   string      `json:"table"`
+		File    string      `json:"file"`
+		Extra   string      `json:"extra,omitempty"`
+		Cargo   *cargoState `json:"cargo,omitempty"`
+	}{s.token, s.counter.Load(), hex.EncodeToString(sum[:]), file, extra, held}, nil
 }
 
 func (s *server) write(r *http.Request) (any, error) {
@@ -128,7 +141,7 @@ func (s *server) write(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	seed, err := seedOf(r)
+	seed, err := wordOf(r, "seed")
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +153,7 @@ func (s *server) write(r *http.Request) (any, error) {
 }
 
 func (s *server) remove(r *http.Request) (any, error) {
-	seed, err := seedOf(r)
+	seed, err := wordOf(r, "seed")
 	if err != nil {
 		return nil, err
 	}
@@ -200,13 +213,13 @@ func number(r *http.Request, name string, low, high, missing int) (int, error) {
 	return n, nil
 }
 
-var seedPattern = regexp.MustCompile(`^[0-9A-Za-z]{1,32}$`)
+var wordPattern = regexp.MustCompile(`^[0-9A-Za-z]{1,32}$`)
 
-// seedOf reads the seed parameter, which becomes part of a file name.
-func seedOf(r *http.Request) (string, error) {
-	seed := r.FormValue("seed")
-	if !seedPattern.MatchString(seed) {
-		return "", badRequest{fmt.Errorf("parameter seed is %q: give 1 to 32 letters and digits", seed)}
+// wordOf reads a parameter that becomes part of a file name.
+func wordOf(r *http.Request, name string) (string, error) {
+	word := r.FormValue(name)
+	if !wordPattern.MatchString(word) {
+		return "", badRequest{fmt.Errorf("parameter %s is %q: give 1 to 32 letters and digits", name, word)}
 	}
-	return seed, nil
+	return word, nil
 }

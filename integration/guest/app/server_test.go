@@ -17,6 +17,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+const (
+	waitBound = 20 * time.Second
+	waitTick  = 5 * time.Millisecond
+)
+
 // reply holds the fields of every answer.
 type reply struct {
 	Token, SHA256, Table, File, Extra string
@@ -25,12 +30,19 @@ type reply struct {
 	On                                bool
 }
 
-// call sends a request to the handler and decodes an answer of 200.
-func call(t *testing.T, s *server, method, target string, wantStatus int) (reply, string) {
+// send sends a request to the handler and returns its answer.
+func send(t *testing.T, s *server, method, target string, wantStatus int) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
 	s.handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, target, nil))
 	require.Equal(t, wantStatus, w.Code, "%s %s: %s", method, target, w.Body)
+	return w
+}
+
+// call sends a request and decodes an answer of 200.
+func call(t *testing.T, s *server, method, target string, wantStatus int) (reply, string) {
+	t.Helper()
+	w := send(t, s, method, target, wantStatus)
 	var r reply
 	if wantStatus == http.StatusOK && strings.HasPrefix(w.Header().Get("Content-Type"), "application/json") {
 		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &r))
@@ -84,6 +96,13 @@ func TestRefusals(t *testing.T) {
 		{"dirty too much", "POST", "/dirty?mib=65", 400, "mib"},
 		{"load neither", "POST", "/load?on=2", 400, "on"},
 		{"load by GET", "GET", "/load?on=1", 405, ""},
+		{"append without client", "POST", "/append?n=1", 400, "client"},
+		{"append elsewhere", "POST", "/append?client=../a&n=1", 400, "client"},
+		{"append nothing", "POST", "/append?client=a&n=0", 400, "n is"},
+		{"append after a gap", "POST", "/append?client=a&n=2", 409, "there are 0"},
+		{"fill too much", "POST", "/fill?seed=a&mib=4097", 400, "mib"},
+		{"fill without seed", "POST", "/fill?mib=1", 400, "seed"},
+		{"churn without rate", "POST", "/churn", 400, "kib_per_s"},
 		{"unknown path", "GET", "/x", 404, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -111,7 +130,7 @@ func TestLoad(t *testing.T) {
 		r, _ := call(t, s, "POST", "/load?on=1", 200)
 		require.True(t, r.On)
 		before := r.Rounds
-		require.Eventually(t, func() bool { return s.load.progress().Rounds > before+2 }, 20*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return s.load.progress().Rounds > before+2 }, waitBound, waitTick)
 		call(t, s, "POST", "/load?on=1", 200)
 		r, _ = call(t, s, "POST", "/load?on=0", 200)
 		require.False(t, r.On)

@@ -29,15 +29,17 @@ func FillExtra(p []byte, seed string, n int) { Fill(p, fmt.Sprintf("extra/%s/%d"
 
 // Fill makes p the first len(p) bytes of the stream called name.
 func Fill(p []byte, name string) {
-	const gamma = 0x9e3779b97f4a7c15
 	sum := sha256.Sum256([]byte(name))
-	state := binary.LittleEndian.Uint64(sum[:])
+	stream(p, binary.LittleEndian.Uint64(sum[:]))
+}
+
+const gamma = 0x9e3779b97f4a7c15
+
+// stream makes p the first len(p) bytes of the SplitMix64 stream after state.
+func stream(p []byte, state uint64) {
 	next := func() uint64 {
 		state += gamma
-		z := state
-		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-		z = (z ^ z>>27) * 0x94d049bb133111eb
-		return z ^ z>>31
+		return mix(state)
 	}
 	for len(p) >= 8 {
 		binary.LittleEndian.PutUint64(p, next())
@@ -48,6 +50,12 @@ func Fill(p []byte, name string) {
 		binary.LittleEndian.PutUint64(tail[:], next())
 		copy(p, tail[:])
 	}
+}
+
+func mix(z uint64) uint64 {
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
 }
 
 // Window returns window n of token's memory table, 0 <= n < Windows.
