@@ -8,6 +8,8 @@
 //	client ── TCP ── TUN ──▶ queue, transmitter, propagation ──▶ TUN ── TCP ── server
 //	                         (one for each direction)
 //
+// Join makes such a link between two network namespaces that exist, and has no listener.
+//
 // Modelled: one transmitter for each direction that all connections share, at Rate bits a
 // second of IP packets; a first-in-first-out queue of Queue bytes before it, which drops
 // what does not fit; a constant one-way Delay behind it; packets lost on the way with

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,6 +29,8 @@ type Params struct {
 	Congestion string        // of the server's connections; "": cubic
 }
 
+func (p Params) offload() bool { return p.Rate == 0 || p.Rate >= offloadFrom }
+
 // Stats count the packets of a link since Up, and their bytes, IP headers included.
 type Stats struct {
 	Down, Up Count // to the client, to the server
@@ -49,6 +50,7 @@ type Link struct {
 	listener  net.Listener
 	down, up  direction
 	joined    sync.WaitGroup
+	cut       atomic.Bool
 	closed    func() error
 }
 
@@ -57,31 +59,30 @@ func Up(p Params) (*Link, error) {
 	if p.Congestion == "" {
 		p.Congestion = "cubic"
 	}
-	offload := p.Rate == 0 || p.Rate >= offloadFrom
 	server, client, err := freeNet()
 	if err != nil {
 		return nil, err
 	}
 	l := &Link{}
-	made := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread, which is in the namespace, ends
-		made <- l.makeFar(server, p.Congestion, offload)
-	}()
-	err = <-made
-	if err == nil {
-		l.near, err = makeNear(client, offload)
+	if err = onThread(func() error { return l.makeFar(server, p.Congestion, p.offload()) }); err == nil {
+		l.near, err = makeNear(client, p.offload())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make link: %w", err), l.closeFiles())
 	}
+	l.move(p)
+	return l, nil
+}
+
+// move carries packets between the ends until the link is closed.
+func (l *Link) move(p Params) {
 	epoch := time.Now()
 	for _, d := range []struct {
 		d        *direction
 		from, to *os.File
 		seed     uint64
 	}{{&l.down, l.far, l.near, 1}, {&l.up, l.near, l.far, 2}} {
-		*d.d = direction{pipe: newPipe(p, d.seed), epoch: epoch, from: d.from, to: d.to, moving: make(chan moving, 1<<16)}
+		*d.d = direction{pipe: newPipe(p, d.seed), epoch: epoch, from: d.from, to: d.to, cut: &l.cut, moving: make(chan moving, 1<<16)}
 		l.joined.Go(d.d.receive)
 		l.joined.Go(d.d.deliver)
 	}
@@ -90,7 +91,6 @@ func Up(p Params) (*Link, error) {
 		l.joined.Wait()
 		return err
 	})
-	return l, nil
 }
 
 func (l *Link) closeFiles() error {
@@ -170,14 +170,18 @@ func freeNet() (server, client string, err error) {
 	return "", "", errors.New("all networks of 198.18.0.0/15 are in use: remove links that are not needed")
 }
 
-// Listener returns the listener at the server's end, which Close closes.
+// Listener returns the listener at the server's end, which Close closes; Join makes none.
 func (l *Link) Listener() net.Listener { return l.listener }
 
-// Address returns host:port of the listener, as the client calls it.
+// Address returns host:port of the Listener, as the client calls it.
 func (l *Link) Address() string { return l.listener.Addr().String() }
 
 // Stats returns the counts until now.
 func (l *Link) Stats() Stats { return Stats{Down: l.down.count(), Up: l.up.count()} }
+
+// Cut makes the link lose all packets, silently, those on their way too, or lets it carry them
+// again.
+func (l *Link) Cut(cut bool) { l.cut.Store(cut) }
 
 // Close takes the link down: connections over it hang and then fail. The server should be
 // closed before.
@@ -194,6 +198,7 @@ type direction struct {
 	pipe     *pipe
 	epoch    time.Time
 	from, to *os.File
+	cut      *atomic.Bool
 	moving   chan moving // in the order of arrival, which is that of their times
 
 	packets, bytes, dropped, lost atomic.Int64
@@ -212,7 +217,7 @@ func (d *direction) receive() {
 		if errors.Is(err, fs.ErrClosed) || err != nil && n <= 0 && !errors.Is(err, unix.EINTR) {
 			return
 		}
-		if !isIPv4(buf[:n]) {
+		if !isIPv4(buf[:n]) || d.cut.Load() {
 			continue
 		}
 		out, f := d.pipe.admit(time.Since(d.epoch), onWire(n-vnetHeader))
@@ -236,6 +241,9 @@ func (d *direction) deliver() {
 	for m := range d.moving {
 		if wait := m.out - time.Since(d.epoch); wait > 0 {
 			time.Sleep(wait)
+		}
+		if d.cut.Load() {
+			continue
 		}
 		if _, err := d.to.Write(m.packet); err != nil {
 			continue // the other end is down: the packet is lost, as on any network

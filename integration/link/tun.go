@@ -43,15 +43,14 @@ func openTun(pattern string, offload bool) (f *os.File, name string, err error) 
 
 // setUp gives a device of the calling thread's namespace its address and brings it up.
 func setUp(name, address string) error {
-	for _, args := range [][]string{
-		{"addr", "add", address, "dev", name},
-		{"link", "set", "dev", name, "mtu", fmt.Sprint(mtu), "txqueuelen", "10000", "up"},
-	} {
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %v: %w: %s", args, err, out)
-		}
+	if err := ip("addr", "add", address, "dev", name); err != nil {
+		return err
 	}
-	return nil
+	return bringUp(name)
+}
+
+func bringUp(name string) error {
+	return ip("link", "set", "dev", name, "mtu", fmt.Sprint(mtu), "txqueuelen", "10000", "up")
 }
 
 // isIPv4 reports whether what was read from a TUN device is an IPv4 packet: the kernel sends
