@@ -80,7 +80,7 @@ func (s *Service) handOff(ctx context.Context, op *operation, id string, m hando
 	defer lk.unlock()
 	launch := len(r.Links) - r.Own
 	m.Parents = min(launch, overlay.MaxDepth-roundRoom)
-	o, err := s.offer(ctx, r, vm, m, req)
+	o, err := s.offer(ctx, id, r, vm, m, req)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (s *Service) sourceOf(ctx context.Context, id string) (*handoff.Source, err
 }
 
 // offer describes an instance to the cloudlet that it may move to.
-func (s *Service) offer(ctx context.Context, r *record, vm *vmm.VM, m handoffMeta, req api.HandOff) (o handoff.Offer, err error) {
+func (s *Service) offer(ctx context.Context, id string, r *record, vm *vmm.VM, m handoffMeta, req api.HandOff) (o handoff.Offer, err error) {
 	machine, err := vmm.ParseMachine(r.Machine)
 	if err != nil {
 		return o, err
@@ -191,11 +191,7 @@ func (s *Service) offer(ctx context.Context, r *record, vm *vmm.VM, m handoffMet
 		if err := c.Close(); err != nil {
 			return o, err
 		}
-		out := handoff.Overlay{ID: l.ID, Digest: digest, Bytes: size}
-		if isRemote(l.Source) {
-			out.Origin = l.Source
-		}
-		o.Chain = append(o.Chain, out)
+		o.Chain = append(o.Chain, handoff.Overlay{ID: l.ID, Digest: digest, Bytes: size, URL: s.publishedURL(id, m.Key, l.ID), Origin: originOf(l)})
 	}
 	return o, nil
 }

@@ -85,8 +85,13 @@ func originOf(l link) string {
 	return ""
 }
 
+// publishedURL returns where the destination of a handoff finds an overlay.
+func (s *Service) publishedURL(id, key, overlayID string) string {
+	return fmt.Sprintf("%s/v1/handoffs/%s/overlays/%s?key=%s", s.cfg.Advertise, id, overlayID, key)
+}
+
 func (v *handoffVM) url(overlayID string) string {
-	return fmt.Sprintf("%s/v1/handoffs/%s/overlays/%s?key=%s", v.s.cfg.Advertise, v.id, overlayID, v.meta.Key)
+	return v.s.publishedURL(v.id, v.meta.Key, overlayID)
 }
 
 func (v *handoffVM) adopt(ctx context.Context) (*vmm.VM, error) {
