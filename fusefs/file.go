@@ -41,8 +41,8 @@ type Options struct {
 	// ReadAheadKiB is the kernel's read-ahead for this mount; 0 leaves its default. That it
 	// could not be set is told by Stats and is no error.
 	ReadAheadKiB int
-	// Record notes the order in which pages are first read, see Server.Touches. The kernel then
-	// reads single pages, not what is around them, so reads take longer.
+	// Record makes Server.Touches exact: the kernel then reads single pages, not what is around
+	// them, so reads take longer.
 	Record bool
 	// Socket is the path of the control socket, "" for none.
 	Socket string

@@ -12,6 +12,10 @@ type Touch struct {
 	Count int64  `json:"count"`
 }
 
+// maxTouches bounds the runs that a recorder keeps: what a guest touches later is not what it
+// begins with.
+const maxTouches = 1 << 18
+
 // recorder keeps the order of first reads.
 type recorder struct {
 	mu   sync.Mutex
@@ -25,15 +29,16 @@ func (r *recorder) add(file string, page int64) {
 		r.list[n].Count++
 		return
 	}
+	if len(r.list) == maxTouches {
+		return
+	}
 	r.list = append(r.list, Touch{file, page, 1})
 }
 
 // Touches returns which pages of memory and disk were read so far, in the order of their
-// first read, without Options.Record nothing. What the kernel was given by Push is not read.
+// first read; without Options.Record with what the kernel has read around them. What the
+// kernel was given by Push is not read. It lists 262144 runs at most, the first ones.
 func (s *Server) Touches() []Touch {
-	if s.recorder == nil {
-		return []Touch{}
-	}
 	s.recorder.mu.Lock()
 	defer s.recorder.mu.Unlock()
 	return slices.Clone(s.recorder.list)
@@ -44,10 +49,8 @@ func (s *reads) know(first, n int64) {
 	for end := first + n; first < end; {
 		from, to := s.known.gap(first, end)
 		s.known.add(from, to-from)
-		if s.record != nil {
-			for page := from; page < to; page++ {
-				s.record.add(s.name, page)
-			}
+		for page := from; s.record != nil && page < to; page++ {
+			s.record.add(s.name, page)
 		}
 		first = max(to, from+1)
 	}

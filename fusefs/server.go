@@ -39,7 +39,7 @@ type Server struct {
 
 	root         *rootNode
 	memory, disk *reads
-	recorder     *recorder // nil without Options.Record
+	recorder     recorder
 	fuse         *fuse.Server
 	control      *control // nil without a socket
 
@@ -111,11 +111,10 @@ func (s *Server) start(o Options) error {
 		return &reads{file: f, name: name, hold: hold, aborted: s.aborted, dead: dead, log: s.log, inFlight: map[*read]struct{}{}}
 	}
 	if o.Record {
-		s.recorder = &recorder{}
 		o.ReadAheadKiB = pushPage >> 10
 	}
 	s.memory, s.disk = newReads(MemoryName, o.Memory, true), newReads(DiskName, o.Disk, false)
-	s.memory.record, s.disk.record = s.recorder, s.recorder
+	s.memory.record, s.disk.record = &s.recorder, &s.recorder
 	s.root = newRoot(s.memory, s.disk, newReads(InfoName, bytesFile(o.Info), false), o.AllowOther)
 	s.fuse, err = fuse.NewServer(newRawFS(s.root, s.log), fmt.Sprintf("/dev/fd/%d", fd), mountOptions(s.log))
 	if err != nil {

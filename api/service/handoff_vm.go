@@ -32,11 +32,15 @@ type handoffVM struct {
 	image  *launchImage // what the instance runs on
 	chain  []handoff.Overlay
 	above  []*overlay.Reader // of the overlays published so far
+	recent []overlay.Addr    // memory that the rounds after the first have found changed
 }
 
 const (
 	roundStrategy = "balanced,frame=256K" // comes as a whole, and at once
 	finalStrategy = "fast"                // somebody waits for it
+
+	// maxHot bounds the pages that the destination gives the guest before all others.
+	maxHot = 16384
 )
 
 // Round implements handoff.VM.
@@ -169,12 +173,18 @@ func (v *handoffVM) create(ctx context.Context, n int, residue *vmm.Residue, dir
 		Disk:   overlay.Changes{Extents: extents(residue.DiskExtents()), Read: residue.ReadDisk},
 	}
 	o := overlay.CreateOptions{Quick: n > 1 || final}
+	if n > 1 {
+		v.recent = overlay.MergeProfiles(pagesOf(residue.MemoryExtents()), v.recent)
+	}
 	text := roundStrategy
 	if n == 1 {
 		launch.Below = v.image.image
 	}
 	if final {
 		text = finalStrategy
+		if launch.Profile, err = v.hot(ctx, r); err != nil {
+			return nil, err
+		}
 		if launch.State, err = os.ReadFile(residue.State); err != nil {
 			return nil, err
 		}
@@ -220,6 +230,31 @@ func (v *handoffVM) create(ctx context.Context, n int, residue *vmm.Residue, dir
 	}
 	v.above = append(v.above, reader)
 	return made, nil
+}
+
+// hot returns the pages that the guest is likely to touch first where it goes: those that it
+// has written last, those of the touch profile of what it runs on, and those that it has
+// touched first here.
+func (v *handoffVM) hot(ctx context.Context, r *record) ([]overlay.Addr, error) {
+	profile, err := profileOf(MountSpec{Profile: v.s.profilePath(r.Image)}, v.image.image)
+	if err != nil {
+		return nil, err
+	}
+	touched, err := v.s.touches(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	hot := overlay.MergeProfiles(v.recent, profile, touched)
+	return hot[:min(len(hot), maxHot)], nil
+}
+
+func pagesOf(extents []vmm.Extent) (out []overlay.Addr) {
+	for _, e := range extents {
+		for off := e.Off; off < e.Off+e.Len && len(out) < maxHot; off += overlay.PageSize {
+			out = append(out, overlay.MakeAddr(overlay.Memory, off/overlay.PageSize))
+		}
+	}
+	return out
 }
 
 // Pause implements handoff.VM.

@@ -46,19 +46,9 @@ func readProfile(path string, im *overlay.Image) ([]overlay.Addr, error) {
 
 // keepTouches adds what the mount of an instance has recorded to the image's profile.
 func (s *Service) keepTouches(ctx context.Context, r *record) (err error) {
-	touches, err := fusefs.Dial(s.mountPath(r.Mount, "control")).Touches(ctx)
+	found, err := s.touches(ctx, r)
 	if err != nil {
 		return err
-	}
-	var found []overlay.Addr
-	for _, t := range touches {
-		space := overlay.Memory
-		if t.File == fusefs.DiskName {
-			space = overlay.Disk
-		}
-		for n := range t.Count {
-			found = append(found, overlay.MakeAddr(space, t.Page+n))
-		}
 	}
 	l, err := s.openLinks(ctx, r.Base, r.Links)
 	if err != nil {
@@ -80,6 +70,24 @@ func (s *Service) keepTouches(ctx context.Context, r *record) (err error) {
 		}
 		return replaceFile(s.profilePath(r.Image), overlay.MarshalProfile(overlay.MergeProfiles(before, found)), true)
 	})
+}
+
+// touches returns the pages that the mount of an instance was asked for, in their order.
+func (s *Service) touches(ctx context.Context, r *record) (found []overlay.Addr, err error) {
+	touches, err := fusefs.Dial(s.mountPath(r.Mount, "control")).Touches(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range touches {
+		space := overlay.Memory
+		if t.File == fusefs.DiskName {
+			space = overlay.Disk
+		}
+		for n := range t.Count {
+			found = append(found, overlay.MakeAddr(space, t.Page+n))
+		}
+	}
+	return found, nil
 }
 
 // submitProfile looks a request for trial runs through.
