@@ -175,11 +175,16 @@ func serveMoving(t *testing.T, m *moving) (dir string) {
 // begun runs a command line on dir in the background. interrupt is its Ctrl-C, wait its end.
 func begun(t *testing.T, dir string, args ...string) (errs *said, interrupt func(), wait func() (int, string)) {
 	t.Helper()
+	return begunOn(t, false, dir, args...)
+}
+
+func begunOn(t *testing.T, terminal bool, dir string, args ...string) (errs *said, interrupt func(), wait func() (int, string)) {
+	t.Helper()
 	ctx, interrupt := context.WithCancel(t.Context())
 	var out bytes.Buffer
 	errs = &said{}
 	env := &environment{
-		args: args, stdin: &bytes.Buffer{}, stdout: &out, stderr: errs,
+		args: args, stdin: &bytes.Buffer{}, stdout: &out, stderr: errs, terminal: terminal,
 		getenv: func(name string) string {
 			return map[string]string{"CLOUDLET_STATE": dir, "CLOUDLET_TO_TOKEN": "secret"}[name]
 		},
@@ -344,8 +349,14 @@ func dialed(t *testing.T, dir string) *session {
 
 // TestHandoffInDoubt: whoever waits is told of a doubt once, and of its end by the result.
 func TestHandoffInDoubt(t *testing.T) {
+	t.Run("file", func(t *testing.T) { testInDoubt(t, false) })
+	t.Run("terminal", func(t *testing.T) { testInDoubt(t, true) }) // bars are drawn before and after
+}
+
+func testInDoubt(t *testing.T, terminal bool) {
 	m := newMoving()
-	errs, _, wait := begun(t, serveMoving(t, m), "handoff", "web", "--to", "http://x:1")
+	errs, _, wait := begunOn(t, terminal, serveMoving(t, m), "handoff", "web", "--to", "http://x:1")
+	m.becomes(func(op *api.Operation) { op.Phase, op.Done, op.Total = "round 1", 10, 20 })
 	m.phase("go", true)
 	m.phase("in doubt", true)
 	require.Eventually(t, func() bool {
@@ -358,7 +369,7 @@ func TestHandoffInDoubt(t *testing.T) {
 	code, out := wait()
 	require.Zero(t, code)
 	require.Contains(t, out, "instance 4a4a4a4a4a4a at http://10.0.0.2:7300")
-	require.Equal(t, 1, strings.Count(errs.String(), "in doubt"))
+	require.Equal(t, 1, strings.Count(errs.String(), "in doubt: "))
 }
 
 // TestHandoffDetached prints the operation, and leaves it alone.
