@@ -19,7 +19,7 @@ func (env *environment) progress() (report api.Progress, done func()) {
 	var known bool // how much there is to do
 	finish := func() {
 		if bar != nil {
-			bar.SetTotal(-1, true)
+			bar.Abort(true) // also one that is not full: else Wait would wait for the rest
 			bar = nil
 		}
 	}
@@ -29,7 +29,7 @@ func (env *environment) progress() (report api.Progress, done func()) {
 			phase, known = name, total > 0
 			title := mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR))
 			if known {
-				bar = bars.AddBar(total, title, mpb.BarRemoveOnComplete(),
+				bar = bars.AddBar(0, title, mpb.BarRemoveOnComplete(), // with a total it could not grow
 					mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f", decor.WCSyncSpace)))
 			} else {
 				bar = bars.New(0, mpb.SpinnerStyle(), title, mpb.BarRemoveOnComplete(),
