@@ -44,7 +44,6 @@ type Client struct {
 	workers []*worker
 	stop    context.CancelFunc
 	joined  sync.WaitGroup
-	moves   atomic.Int64
 	again   atomic.Int64
 }
 
@@ -56,6 +55,7 @@ type worker struct {
 	mu   sync.Mutex
 	k    checker
 	at   []time.Time   // the begin, and of each acknowledgement
+	seen []time.Time   // when it saw that the application is elsewhere
 	why  error         // the last request without an answer
 	news chan struct{} // closed by the next acknowledgement, or the end
 	done time.Time     // when it ended
@@ -163,7 +163,9 @@ func (w *worker) look(ctx context.Context) bool {
 		return false // ask again later
 	}
 	w.address = found
-	w.c.moves.Add(1)
+	w.mu.Lock()
+	w.seen = append(w.seen, time.Now())
+	w.mu.Unlock()
 	return true
 }
 
@@ -247,9 +249,18 @@ func (c *Client) Await(ctx context.Context, after time.Time) error {
 	return nil
 }
 
-// Gap returns the longest time, of those that overlap the one between from and to, for which
-// a worker had no answer.
-func (c *Client) Gap(from, to time.Time) (longest time.Duration) {
+// Silence is a time without an answer.
+type Silence struct {
+	Begin, End time.Time
+	Found      time.Time // when the worker saw that the application is elsewhere; zero: it did not
+}
+
+// Length returns how long it was.
+func (s Silence) Length() time.Duration { return s.End.Sub(s.Begin) }
+
+// Gap returns the longest silence of a worker, of those that overlap the time between from and
+// to.
+func (c *Client) Gap(from, to time.Time) (longest Silence) {
 	for _, w := range c.workers {
 		w.mu.Lock()
 		for i, begin := range w.at {
@@ -260,8 +271,13 @@ func (c *Client) Gap(from, to time.Time) (longest time.Duration) {
 			if i+1 < len(w.at) {
 				end = w.at[i+1]
 			}
-			if end.After(from) && begin.Before(to) {
-				longest = max(longest, end.Sub(begin))
+			if end.After(from) && begin.Before(to) && end.Sub(begin) > longest.Length() {
+				longest = Silence{Begin: begin, End: end}
+				for _, seen := range w.seen {
+					if seen.After(begin) && seen.Before(end) {
+						longest.Found = seen
+					}
+				}
 			}
 		}
 		w.mu.Unlock()
@@ -279,10 +295,11 @@ type Report struct {
 
 // Report returns what there is until now.
 func (c *Client) Report() Report {
-	r := Report{Repeated: c.again.Load(), Moves: c.moves.Load(), Faults: []string{}}
+	r := Report{Repeated: c.again.Load(), Faults: []string{}}
 	for _, w := range c.workers {
 		w.mu.Lock()
 		r.Acknowledged += w.k.last.Count
+		r.Moves += int64(len(w.seen))
 		r.Faults = append(r.Faults, w.k.faults...)
 		if w.k.overflow > 0 {
 			r.Faults = append(r.Faults, fmt.Sprintf("client %s: %d more", w.k.client, w.k.overflow))

@@ -125,7 +125,7 @@ func (d *demo) hop(ctx context.Context, i int, to *cloudlets.Cloudlet) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	h := hop{From: from.Name, To: to.Name, Quiet: d.client.Gap(quiet, time.Now()).Seconds()}
+	h := hop{From: from.Name, To: to.Name, Quiet: d.client.Gap(quiet, time.Now()).Length().Seconds()}
 	d.lab.Say("handoff from %s to %s", from.Name, to.Name)
 	carried := d.lab.Carried()
 	begin := time.Now()
@@ -145,7 +145,8 @@ func (d *demo) hop(ctx context.Context, i int, to *cloudlets.Cloudlet) error {
 	if err := d.client.Await(bound, time.Now()); err != nil {
 		return err
 	}
-	h.Gap = d.client.Gap(begin, time.Now()).Seconds()
+	gap := d.client.Gap(begin, time.Now())
+	h.Gap, h.Silent, h.Found, h.Answered = gap.Length().Seconds(), gap.Begin.Sub(begin).Seconds(), gap.Found.Sub(begin).Seconds(), gap.End.Sub(begin).Seconds()
 	h.Pause, h.Bytes, h.Rounds = moved.Pause, moved.Bytes, moved.Rounds
 	d.r.Hops = append(d.r.Hops, h)
 	fmt.Print(h)

@@ -31,16 +31,19 @@ type results struct {
 
 // hop is one handoff.
 type hop struct {
-	From    string             `json:"from"`
-	To      string             `json:"to"`
-	Gap     float64            `json:"client_gap_s"`
-	Quiet   float64            `json:"client_gap_before_s"` // the longest of the seconds before
-	Pause   float64            `json:"pause_s"`
-	Bytes   int64              `json:"bytes"`      // of the rounds' overlays
-	Carried int64              `json:"link_bytes"` // by the link between them; 0: not known
-	Took    float64            `json:"total_s"`
-	Rounds  []api.HandoffRound `json:"rounds"` // the last is of the paused guest
-	Phases  []api.Event        `json:"phases"`
+	From     string             `json:"from"`
+	To       string             `json:"to"`
+	Gap      float64            `json:"client_gap_s"`
+	Quiet    float64            `json:"client_gap_before_s"`  // the longest of the seconds before
+	Silent   float64            `json:"client_last_answer_s"` // since the begin of the handoff
+	Found    float64            `json:"client_found_s"`       // when it was told where the application is now
+	Answered float64            `json:"client_next_answer_s"`
+	Pause    float64            `json:"pause_s"`
+	Bytes    int64              `json:"bytes"`      // of the rounds' overlays
+	Carried  int64              `json:"link_bytes"` // by the link between them; 0: not known
+	Took     float64            `json:"total_s"`
+	Rounds   []api.HandoffRound `json:"rounds"` // the last is of the paused guest
+	Phases   []api.Event        `json:"phases"`
 }
 
 // String is what is printed of a handoff.
@@ -58,7 +61,7 @@ func (h hop) String() string {
 	for _, p := range h.Phases {
 		fmt.Fprintf(&b, "%s at %.2f s, ", p.Name, p.Seconds)
 	}
-	fmt.Fprintf(&b, "whole at %.2f s\n", h.Took)
+	fmt.Fprintf(&b, "whole at %.2f s\n            the client's last answer was at %.2f s, it found the new place at %.2f s, the next answer came at %.2f s\n", h.Took, h.Silent, h.Found, h.Answered)
 	return b.String()
 }
 
