@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/integration/cloudlets"
 	"cloudlet/integration/guest"
 
 	"github.com/stretchr/testify/require"
@@ -113,7 +114,7 @@ func watchStuck(t *testing.T, dir string) func() []string {
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			for pid, args := range processes() {
+			for pid, args := range cloudlets.Processes("") {
 				if !strings.Contains(args, dir) || state(pid) != 'D' {
 					delete(since, pid)
 				} else if since[pid].IsZero() {

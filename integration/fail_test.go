@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/integration/cloudlets"
 
 	"github.com/stretchr/testify/require"
 )
@@ -104,7 +105,7 @@ func (l *lab) clear(after string) {
 func pidOf(t *testing.T, words ...string) int {
 	t.Helper()
 	found := 0
-	for pid, args := range processes() {
+	for pid, args := range cloudlets.Processes("") {
 		all := true
 		for _, w := range words {
 			all = all && strings.Contains(args, w)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/integration/cloudlets"
 	"cloudlet/integration/guest"
 
 	"github.com/stretchr/testify/require"
@@ -187,52 +188,7 @@ func (l *lab) end() {
 
 // leftovers lists mounts and processes of this lab, and files in the parts of its store that
 // are empty when nothing runs.
-func (l *lab) leftovers() []string {
-	var left []string
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		left = append(left, err.Error())
-	}
-	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, l.state) {
-			left = append(left, "mount "+line)
-		}
-	}
-	for pid, args := range processes() {
-		if strings.Contains(args, l.state) {
-			left = append(left, fmt.Sprintf("process %d: %s", pid, args))
-		}
-	}
-	for _, sub := range []string{"instances", "mounts", "tmp"} {
-		entries, err := os.ReadDir(filepath.Join(l.state, sub))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			left = append(left, err.Error())
-		}
-		for _, e := range entries {
-			left = append(left, filepath.Join(sub, e.Name()))
-		}
-	}
-	return left
-}
-
-// processes lists the living processes with their command lines and working folders.
-func processes() map[int]string {
-	out := map[int]string{}
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		var pid int
-		if _, err := fmt.Sscanf(dir, "/proc/%d", &pid); err != nil || pid == os.Getpid() {
-			continue
-		}
-		args, err := os.ReadFile(dir + "/cmdline")
-		if err != nil || len(args) == 0 {
-			continue // ended since, or a kernel thread or zombie
-		}
-		cwd, _ := os.Readlink(dir + "/cwd")
-		out[pid] = strings.ReplaceAll(string(args), "\x00", " ") + " in " + cwd
-	}
-	return out
-}
+func (l *lab) leftovers() []string { return cloudlets.Leftovers(l.state) }
 
 // result is what a command printed and how it ended.
 type result struct {

@@ -66,19 +66,20 @@ func (l *Lab) Verify(ctx context.Context, address, token string) (v Verified, er
 	if err := l.Ask(ctx, &v, http.MethodGet, address, "/verify"); err != nil {
 		return v, err
 	}
-	return v, v.check(token)
+	return v, v.check(token, table.Hash(v.Token), table.FileHash(v.Token))
 }
 
-func (v Verified) check(token string) error {
+// check compares an answer with the token and the two hashes that it must have.
+func (v Verified) check(token, memory, file string) error {
 	var errs []error
 	if token != "" && v.Token != token {
 		errs = append(errs, fmt.Errorf("the application is %s, want %s: it was started anew", v.Token, token))
 	}
-	if want := table.Hash(v.Token); v.Table != want {
-		errs = append(errs, fmt.Errorf("the table in the guest's memory is %s, want %s", v.Table, want))
+	if v.Table != memory {
+		errs = append(errs, fmt.Errorf("the table in the guest's memory is %s, want %s", v.Table, memory))
 	}
-	if want := table.FileHash(v.Token); v.File != want {
-		errs = append(errs, fmt.Errorf("the file on the guest's disk is %s, want %s", v.File, want))
+	if v.File != file {
+		errs = append(errs, fmt.Errorf("the file on the guest's disk is %s, want %s", v.File, file))
 	}
 	if v.Cargo != nil {
 		if want := table.NewCargo(v.Cargo.Seed, v.Cargo.MiB).Sum(v.Cargo.Steps); v.Cargo.Sum != want {
