@@ -1,4 +1,5 @@
 # make demo   the main job on a real guest in a real QEMU, measured
+# make demo-handoff   a running application moves between cloudlets, with a client at work
 # make test   every test, the end-to-end ones included
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make bench-lazy  first response over slow links, by every way to bring an overlay
@@ -11,7 +12,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo bench-api bench-lazy test mutants check deps clean
+.PHONY: build guest demo demo-handoff bench-api bench-lazy test mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -21,6 +22,9 @@ guest: deps
 
 demo: deps build
 	$(GO) run ./integration/cmd/demo -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest
+
+demo-handoff: deps build
+	$(GO) run ./integration/cmd/demohandoff -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest -dir $(BUILD)/handoff -o $(BUILD)/demo-handoff.json
 
 bench-api: deps build
 	$(GO) run ./integration/cmd/benchapi -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest -dir $(BUILD)/benchapi -o $(BUILD)/bench-api.json

@@ -12,6 +12,7 @@ import (
 	"cloudlet/api"
 	"cloudlet/integration/appclient"
 	"cloudlet/integration/cloudlets"
+	"cloudlet/integration/figures"
 )
 
 const (
@@ -47,7 +48,13 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if d.lab, err = cloudlets.Open(ctx, d.options); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.lab.Close(context.WithoutCancel(ctx))) }()
+	defer func() {
+		if err != nil && !errors.Is(err, errMissed) {
+			d.r.Failure = err.Error()
+			err = errors.Join(err, figures.WriteJSON(d.out, d.r))
+		}
+		err = errors.Join(err, d.lab.Close(context.WithoutCancel(ctx)))
+	}()
 	d.r = results{Network: d.options.Network.Name, Fill: d.fill, Churn: d.churn, Clients: d.workers, Host: host()}
 	if err := d.begin(ctx); err != nil {
 		return err

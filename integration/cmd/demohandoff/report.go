@@ -26,6 +26,7 @@ type results struct {
 	Captured bool             `json:"captured_afterwards"`
 	Reset    bool             `json:"reset_afterwards"`
 	Deleted  bool             `json:"deleted_afterwards"`
+	Failure  string           `json:"failure,omitempty"` // why it ended early
 	Host     string           `json:"host"`
 }
 
