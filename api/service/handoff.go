@@ -347,6 +347,22 @@ func (s *Service) handoffState(id string) string {
 	return fmt.Sprintf("handoff %.12s: %s", id, st.State)
 }
 
+// movedTo returns where an instance of a handoff from here runs, once the other cloudlet has
+// said that it does.
+func (s *Service) movedTo(id string) *api.Moved {
+	s.mu.Lock()
+	src := s.sources[id]
+	s.mu.Unlock()
+	if src == nil {
+		return nil
+	}
+	m, err := s.readHandoff(id)
+	if st := src.Status(); err == nil && len(st.Endpoints) > 0 {
+		return &api.Moved{To: m.To, Instance: arrivedID(id), Endpoints: shownEndpoints(st.Endpoints)}
+	}
+	return nil
+}
+
 // updateRecord changes the record of an instance.
 func (s *Service) updateRecord(ctx context.Context, id string, change func(*record)) error {
 	return s.locked(ctx, func() error {

@@ -208,6 +208,7 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 	in.State, in.Reason, in.PID = api.State(status.State), status.Reason, vm.PID()
 	if r.Handoff != "" {
 		in.Reason = joinReason(in.Reason, s.handoffState(r.Handoff))
+		in.Moved = s.movedTo(r.Handoff)
 	}
 	for _, f := range vm.Forwards() {
 		in.Endpoints = append(in.Endpoints, api.Endpoint{Guest: f.Guest, Address: s.reachable(f)})
