@@ -42,6 +42,16 @@
 // Changes reach watchers and the disk ten times a second at most; only beginning and end are
 // synced. Watchers in other processes read the record.
 //
+// # Handoffs
+//
+// STATE/handoffs/ID holds a side's journal, its meta data, and a folder for each overlay that
+// is published or arrives. At the source the handoff is an operation, which holds the
+// instance's lock; a daemon takes it up again from the journal. At the destination each
+// message is handled as it comes, and a tick does the rest. Until the handoff is over on its
+// side an instance's record names it, and nobody else may change the instance. An instance that
+// has arrived is made of the launch's overlays and, the last ones of its chain, its own
+// (record.Own), which go with it.
+//
 // # Callers
 //
 // A caller who is not Local names things of the store, or URLs that pass Config.AllowURLs: at
