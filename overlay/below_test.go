@@ -44,7 +44,9 @@ func TestBelow(t *testing.T) {
 		l.Below, l.Memory, l.Disk = mounted, part(t, now[Memory], before[Memory], 6), part(t, now[Disk], before[Disk], 6)
 		for _, quick := range []bool{false, true} {
 			b, made := create(t, l, CreateOptions{Quick: quick})
-			require.Equal(t, want.ID, made.ID, "depth %d", depth)
+			if !quick { // what is quick takes pages of memory that are the parent's as well
+				require.Equal(t, want.ID, made.ID, "depth %d", depth)
+			}
 			requireImage(t, newImage(t, base, append(chain[:depth:depth], openBytes(t, b))...), now)
 			require.Equal(t, quick, made.Manifest.Stats.Memory.Base == 0, "quick looks nowhere else")
 		}

@@ -1,10 +1,12 @@
 package overlay
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -102,5 +104,29 @@ func BenchmarkOpen(b *testing.B) {
 				openBytes(b, data)
 			}
 		})
+	}
+}
+
+// BenchmarkQuick is what a guest waits for when it is handed off: the overlay of 300 pages with
+// a device state and a profile.
+func BenchmarkQuick(b *testing.B) {
+	base, w := benchVM(b, 64<<10, 300)
+	state := make([]byte, 384<<10)
+	text(rand.New(rand.NewPCG(4, 4)), state[:100<<10])
+	l := launch(newImage(b, base), w)
+	l.State, l.Memory.Extents = state, nil
+	for page := range int64(16384) {
+		l.Profile = append(l.Profile, MakeAddr(Memory, page*3))
+	}
+	for _, page := range rand.New(rand.NewPCG(3, 3)).Perm(64 << 10)[:300] {
+		l.Memory.Extents = append(l.Memory.Extents, Extent{Off: int64(page) * PageSize, Len: PageSize})
+	}
+	slices.SortFunc(l.Memory.Extents, func(a, b Extent) int { return cmp.Compare(a.Off, b.Off) })
+	fast, err := ParseStrategy("fast")
+	require.NoError(b, err)
+	dir := b.TempDir()
+	for b.Loop() {
+		_, err := Create(b.Context(), filepath.Join(dir, "o"), l, CreateOptions{Quick: true, Strategy: fast})
+		require.NoError(b, err)
 	}
 }

@@ -31,8 +31,9 @@ type CreateOptions struct {
 	Strategy Strategy // the zero value is "balanced"
 	Workers  int      // 0: one for each core
 	Progress Progress
-	// Quick does not look whether pages stand elsewhere in the base or the parents, which
-	// takes reading all of these: for few pages that somebody waits for.
+	// Quick is for few pages that somebody waits for. It does not look whether they stand
+	// elsewhere in the base or the parents, which takes reading all of these, and takes each
+	// page of Memory as changed, which saves decoding the parent's.
 	Quick bool
 
 	dedup int // 0: dedupEntries
@@ -85,6 +86,7 @@ type creation struct {
 	workers  int
 	progress Progress
 	dedup    int // entries in each of parent and self
+	quick    bool
 	manifest Manifest
 	prints   *Fingerprints
 	identity hash.Hash
@@ -134,7 +136,9 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err := errors.Join(l.Memory.check(Memory, p.Size(Memory)), l.Disk.check(Disk, p.Size(Disk))); err != nil {
 		return nil, err
 	}
-	l.Memory = l.Memory.withoutHoles(ctx, p, Memory)
+	if !o.Quick {
+		l.Memory = l.Memory.withoutHoles(ctx, p, Memory)
+	}
 	l.Disk = l.Disk.withoutHoles(ctx, p, Disk)
 	holds := func(a Addr) bool { return a.Offset() < p.Size(a.Space()) }
 	if err := checkProfile(l.Profile, holds); err != nil {
@@ -153,7 +157,7 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 		c.manifest.State = &h
 	}
 	c.manifest.newIdentity(c.identity)
-	if o.Quick {
+	if c.quick = o.Quick; c.quick {
 		return c, nil
 	}
 	if c.prints, err = p.base.Fingerprints(ctx, o.Progress); err != nil {
@@ -255,26 +259,27 @@ func (c *creation) scan(ctx context.Context) error {
 // scanChunk returns the pages of extent e that differ from the parent's. launch and parent
 // are buffers of the extent's size.
 func (c *creation) scanChunk(ctx context.Context, s Space, e Extent, from *Changes, launch, parent []byte) ([]scanned, error) {
-	if err := c.l.Parent.readUnverified(ctx, s, parent, e.Off); err != nil {
-		return nil, err
+	known := c.quick && s == Memory // that all of it has changed
+	if !known {
+		if err := c.l.Parent.readUnverified(ctx, s, parent, e.Off); err != nil {
+			return nil, err
+		}
 	}
 	if e.Zero {
-		if isZero(parent) {
+		if !known && isZero(parent) {
 			return nil, nil
 		}
 		clear(launch)
-	} else {
-		if err := from.Read(launch, e.Off); err != nil {
-			return nil, err
-		}
-		if bytes.Equal(launch, parent) {
-			return nil, nil
-		}
+	} else if err := from.Read(launch, e.Off); err != nil {
+		return nil, err
+	}
+	if !known && bytes.Equal(launch, parent) {
+		return nil, nil
 	}
 	var out []scanned
 	for off := 0; off < len(launch); off += PageSize {
 		page := launch[off : off+PageSize]
-		if bytes.Equal(page, parent[off:off+PageSize]) {
+		if !known && bytes.Equal(page, parent[off:off+PageSize]) {
 			continue
 		}
 		p := scanned{ref: ref{addr: MakeAddr(s, (e.Off+int64(off))/PageSize), kind: refSelf}}

@@ -100,7 +100,9 @@ func repack(t *testing.T, b []byte, change func(*Manifest, *index)) []byte {
 	change(&m, &x)
 	var bodies [memberCount][]byte
 	var err error
-	bodies[memberIndex], err = pack(x.marshal(), &m.Members.Index)
+	e, err := new(creation).packer(0)
+	require.NoError(t, err)
+	bodies[memberIndex], err = pack(e, x.marshal(), &m.Members.Index)
 	require.NoError(t, err)
 	bodies[memberState], bodies[memberProfile] = r.stored(memberState), r.stored(memberProfile)
 	bodies[memberFrames] = b[r.members[memberFrames].data:][:r.members[memberFrames].size]

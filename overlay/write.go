@@ -150,6 +150,10 @@ func (c *creation) write(ctx context.Context, path string, spool *os.File) (*Cre
 	m := &c.manifest
 	index := x.marshal()
 	var bodies [memberCount][]byte
+	e, err := c.packer(max(len(index), len(c.l.State)))
+	if err != nil {
+		return nil, err
+	}
 	for _, part := range []struct {
 		i      int
 		body   []byte
@@ -159,7 +163,7 @@ func (c *creation) write(ctx context.Context, path string, spool *os.File) (*Cre
 		{memberState, c.l.State, &m.Members.State},
 		{memberProfile, MarshalProfile(c.l.Profile), &m.Members.Profile},
 	} {
-		if bodies[part.i], err = pack(part.body, part.member); err != nil {
+		if bodies[part.i], err = pack(e, part.body, part.member); err != nil {
 			return nil, fmt.Errorf("pack %s: %w", memberNames[part.i], err)
 		}
 	}
@@ -184,18 +188,27 @@ func (c *creation) write(ctx context.Context, path string, spool *os.File) (*Cre
 	return &Created{ID: m.ID, Digest: Sum(bodies[memberManifest]), Size: size, Manifest: &made}, nil
 }
 
+// packer returns the encoder of the small members, the largest of which has size bytes.
+func (c *creation) packer(size int) (*zstd.Encoder, error) {
+	level, window := zstd.SpeedBestCompression, zstd.MinWindowSize
+	if c.quick {
+		level = zstd.SpeedFastest
+	}
+	for window < min(size, 8<<20) { // its tables take their time, too
+		window <<= 1
+	}
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
+}
+
 // pack compresses the body of a small member and describes it in d.
-func pack(body []byte, d *Member) ([]byte, error) {
+func pack(e *zstd.Encoder, body []byte, d *Member) ([]byte, error) {
 	if len(body) == 0 {
 		return nil, nil
 	}
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
-	if err != nil {
-		return nil, err
-	}
 	b := e.EncodeAll(body, nil)
 	*d = Member{Size: int64(len(b)), SHA256: Sum(b), Decoded: int64(len(body))}
-	return b, e.Close()
+	return b, nil
 }
 
 // writeArchive writes the zip: members from bodies, then the frames from spool.

@@ -135,6 +135,7 @@ func (v *handoffVM) publish(ctx context.Context, n int, final bool) (p handoff.P
 	if err != nil {
 		return p, ended(err)
 	}
+	taken := time.Since(start)
 	made, err := v.create(ctx, n, residue, dir, final)
 	if final {
 		v.last = residue
@@ -153,6 +154,8 @@ func (v *handoffVM) publish(ctx context.Context, n int, final bool) (p handoff.P
 			p.Round.Dirty += e.Len
 		}
 	}
+	v.s.log.Info("handoff round", "handoff", v.id, "round", n, "final", final, "dirty", p.Round.Dirty, "bytes", made.Size,
+		"taken_seconds", taken.Seconds(), "made_seconds", (p.Round.Made - taken).Seconds())
 	return p, nil
 }
 
