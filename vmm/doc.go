@@ -18,15 +18,43 @@
 // A booted VM has its RAM in a shared file, so that SaveBase only has to save the device
 // state. A resumed VM maps the memory file privately: the file never changes and may be
 // shared between many VMs; what the guest changes are anonymous pages of the QEMU process,
-// and Capture reads exactly those.
+// and exactly those are captured.
 //
-// # Capture
+// # Capture and rounds
 //
-// The order is: stop (QEMU flushes its disk), save the device state, copy the changed
-// pages, freeze the disk layer, continue. Changed disk blocks are read from the frozen
-// layer only; the map of a layer in use is stale. QEMU writes the device state without the
-// firmware's RAM; Capture puts the beginning of the state the VM was resumed from in front
-// of it, which gives an ordinary state.
+// A Residue is what a VM has changed: of memory, of its disk and, where the VM stood still,
+// its device state. Capture takes one of everything since the VM was resumed. Rounds takes
+// several, while the VM runs, and a last one of the paused VM. Laid in order over the images
+// that the VM was resumed from, they are the paused VM's memory and disk, byte for byte; a
+// single one is no moment of the VM: pages may be torn, and disk and memory differ in time.
+//
+// Memory. What the guest has changed are anonymous pages of QEMU. Which of them have changed
+// since the round before is found by one of two trackers. Where the kernel keeps soft-dirty
+// bits, the VM is stopped while the bits are read and cleared, for some milliseconds, and
+// the pages are copied while it runs. Elsewhere all anonymous pages are copied and those
+// kept whose sum differs from that of the bytes copied last; that needs no stop. Both take
+// up again a page that was copied before and is no longer anonymous: its changes were
+// discarded. A page that was copied while the guest wrote to it is found by a later round,
+// since its bit is set after the clearing, or its sum is that of the torn bytes.
+//
+// Disk. Each round puts a new layer on top of the one the VM writes to, which is thereby
+// frozen, and reads the frozen one: exactly what was written since the round before. The map
+// of a layer in use is stale and is never read. Once a residue is released, its layer is
+// committed into the VM's top layer and removed, oldest first; so while each residue is
+// released before the next is taken there are two layers, or three with the one prepared
+// for the next round. Only a layer with many discards waits for Close, whose merge keeps
+// them as such.
+//
+// The last round: save the device state, then copy the pages that differ while the disk
+// layer is frozen and read. Capture: stop (QEMU flushes its disk), the same, continue. QEMU
+// writes the device state without the firmware's RAM; the beginning of the state that the VM
+// was resumed from is put in front of it, which gives an ordinary state.
+//
+// Failures. A round that fails, or whose context ends, commits back what it has frozen and
+// leaves the tracker as it was: the next round takes all of it. A VM that was stopped by the
+// package is continued, one that was paused by the caller never is. After a killed process
+// the layers are merged by the next Capture, Rounds or Merge of any process, and a VM that it
+// had stopped runs again once it is adopted.
 //
 // # Identity and signals
 //
@@ -35,9 +63,11 @@
 //
 // # Concurrency
 //
-// QEMU, VM and Residue are safe for concurrent use. The monitor serves one client at a
-// time: operations connect, work and leave; a second one waits, bounded by its context.
-// One Residue of a VM exists at a time; Release ends it.
+// QEMU, VM, Rounds and Residue are safe for concurrent use. The monitor serves one client at
+// a time: operations connect, work and leave; a second one waits, bounded by its context.
+// One Residue of Capture or one Rounds of a VM exists at a time, in all processes together;
+// Release or Close ends it. Rounds of a VM run one after the other, and Release waits for
+// one under way.
 //
 // The package refuses machine configurations it does not know by name: no field of a
 // Machine can carry an option into QEMU's command line.

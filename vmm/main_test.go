@@ -9,10 +9,13 @@ import (
 )
 
 // TestMain lets the test binary stand in for the program's launcher command, as the tests
-// of the launcher and of real VMs need one.
+// of the launcher and of real VMs need one, and for a process that takes rounds and is killed.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "launcher" {
 		os.Exit(RunLauncher(context.Background(), os.Args[2]))
+	}
+	if len(os.Args) == 5 && os.Args[1] == "rounds" {
+		os.Exit(roundsProcess(os.Args[2], os.Args[3], os.Args[4]))
 	}
 	// With -race every launcher would linger for a second at its exit.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -43,8 +44,13 @@ type qmp struct {
 	mu   sync.Mutex
 	in   *bufio.Reader
 	line []byte // read so far of a message, where a deadline cut in
-	next int
+	last int    // id of a command
+	end  int    // above our ids
 }
+
+// qmpIDs is the number of ids that a connection has for itself. The answer to a command of a
+// client that has left, or was killed, goes to whoever comes next: ids tell whose it is.
+const qmpIDs = 1 << 20
 
 // dialQMP connects to the socket in a VM's folder and negotiates. It waits until another
 // client has left, bounded by ctx.
@@ -53,7 +59,8 @@ func dialQMP(ctx context.Context, dir string) (*qmp, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &qmp{conn: conn, in: bufio.NewReaderSize(conn, 64<<10)}
+	c := &qmp{conn: conn, in: bufio.NewReaderSize(conn, 64<<10), last: rand.IntN(1<<32) * qmpIDs}
+	c.end = c.last + qmpIDs
 	if err := c.negotiate(ctx); err != nil {
 		_ = conn.Close()
 		return nil, err
@@ -62,15 +69,22 @@ func dialQMP(ctx context.Context, dir string) (*qmp, error) {
 }
 
 // dialUnix connects to a socket in a folder through the folder's descriptor, whose path is
-// short however long the folder's is.
+// short however long the folder's is. Where too many clients wait already it waits with them.
 func dialUnix(ctx context.Context, dir, name string) (*net.UnixConn, error) {
 	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open folder of VM: %w", err)
 	}
 	defer d.Close()
-	var nd net.Dialer
-	conn, err := nd.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name))
+	var conn net.Conn
+	err = pollUntil(ctx, func() (bool, error) {
+		var nd net.Dialer
+		conn, err = nd.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name))
+		if errors.Is(err, unix.EAGAIN) { // the queue of clients is full
+			return false, nil
+		}
+		return true, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", name, err)
 	}
@@ -159,8 +173,8 @@ func (c *qmp) execute(ctx context.Context, command string, args, out any) error 
 func (c *qmp) executeFD(ctx context.Context, command string, args, out any, f *os.File) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.next++
-	id := c.next
+	c.last++
+	id := c.last
 	req, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -183,7 +197,8 @@ func (c *qmp) executeFD(ctx context.Context, command string, args, out any, f *o
 				answer = m
 				return nil
 			}
-			late := m.ID != nil && *m.ID < id // to a command that was given up
+			// To a command that was given up, by us or by another client.
+			late := m.ID != nil && (*m.ID < id || *m.ID >= c.end)
 			if m.Event == "" && !late {
 				return fmt.Errorf("%w: an answer to no question", errMonitor)
 			}

@@ -98,6 +98,26 @@ func TestQMP(t *testing.T) {
 	require.ErrorContains(t, c.execute(t.Context(), "stop", nil, &wrong), "parse answer")
 }
 
+// Answers to commands of clients that have left are passed over.
+func TestQMPAnswersOfOthers(t *testing.T) {
+	dir := fakeMonitor(t, answers(func(_ string, id int) string {
+		return fmt.Sprintf(`{"return": {"status": "stale"}, "id": %d}
+{"error": {"class": "GenericError", "desc": "stale"}, "id": %d}
+{"return": {"status": "paused"}, "id": %d}`, id-5*qmpIDs, id+5*qmpIDs, id)
+	}))
+	ids := map[int]bool{}
+	for range 3 {
+		c, err := dialQMP(t.Context(), dir)
+		require.NoError(t, err)
+		s, err := c.runState(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, "paused", s)
+		ids[c.last] = true
+		require.NoError(t, c.close())
+	}
+	require.Len(t, ids, 3)
+}
+
 func TestQMPMisbehaves(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
 		"closes at once": func(net.Conn) {},
@@ -165,16 +185,19 @@ func (c *qmp) tryAfter(t *testing.T, ctx context.Context) error {
 func TestQMPLateAnswer(t *testing.T) {
 	release := make(chan struct{})
 	dir := fakeMonitor(t, func(conn net.Conn) {
-		in := bufio.NewReader(conn)
+		in := json.NewDecoder(conn)
+		id := func() int {
+			var req struct{ ID int }
+			_ = in.Decode(&req)
+			return req.ID
+		}
 		fmt.Fprint(conn, greeting)
-		_, _ = in.ReadString('\n')
-		fmt.Fprint(conn, `{"return": {}, "id": 1}`+"\n")
-		_, _ = in.ReadString('\n')
+		fmt.Fprintf(conn, "{\"return\": {}, \"id\": %d}\n", id())
+		given := id()
 		fmt.Fprint(conn, `{"return": {}, `)
 		<-release
-		fmt.Fprint(conn, `"id": 2}`+"\n")
-		_, _ = in.ReadString('\n')
-		fmt.Fprint(conn, `{"return": {"status": "running"}, "id": 3}`+"\n")
+		fmt.Fprintf(conn, "\"id\": %d}\n", given)
+		fmt.Fprintf(conn, "{\"return\": {\"status\": \"running\"}, \"id\": %d}\n", id())
 	})
 	c, err := dialQMP(t.Context(), dir)
 	require.NoError(t, err)

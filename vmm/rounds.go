@@ -238,7 +238,7 @@ func (r *Rounds) prepare(ctx context.Context) error {
 	r.layers++
 	name := layerName(r.layers)
 	if err := r.vm.q.createLayer(ctx, filepath.Join(r.vm.dir, name), r.active, "qcow2", r.vm.info.DiskSize); err != nil {
-		return err
+		return errors.Join(err, removeLayer(r.vm.dir, name))
 	}
 	r.prepared = name
 	return nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -171,28 +172,22 @@ func TestTrackerLosesNothing(t *testing.T) {
 }
 
 // With writers that never rest but where the tracker asks for it, the rounds add up to what
-// the memory is when they have stopped.
+// the memory is whenever they rest.
 func TestTrackerWhileWriting(t *testing.T) {
-	const n = 2000
+	const n = 5000
 	eachTracker(t, n, func(t *testing.T, r *trackRig) {
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
-		var rest, end atomic.Bool
-		var resting, writes atomic.Int64
 		const writers = 2
-		done := make(chan struct{}, writers)
+		var rest sync.RWMutex
+		var end atomic.Bool
+		var writes atomic.Int64
+		var wg sync.WaitGroup
 		for w := range writers {
-			go func() { // joined below
-				defer func() { done <- struct{}{} }()
+			wg.Go(func() {
 				rng := rand.New(rand.NewPCG(seed, uint64(w)))
 				for !end.Load() {
-					if rest.Load() {
-						resting.Add(1)
-						for rest.Load() {
-							runtime.Gosched()
-						}
-						resting.Add(-1)
-					}
+					rest.RLock()
 					// Each writer has its own half of the pages.
 					page := (rng.IntN(n/2)*2 + w) * pageSize
 					binary.NativeEndian.PutUint64(r.mem[page+8*rng.IntN(pageSize/8):], rng.Uint64())
@@ -201,35 +196,29 @@ func TestTrackerWhileWriting(t *testing.T) {
 							panic(err)
 						}
 					}
+					rest.RUnlock()
 					writes.Add(1)
 				}
-			}()
+			})
 		}
+		defer wg.Wait()
+		defer end.Store(true)
 		stopped := func(f func()) {
-			rest.Store(true)
-			for resting.Load() < writers {
-				runtime.Gosched()
-			}
+			rest.Lock()
+			defer rest.Unlock()
 			f()
-			rest.Store(false)
-			for resting.Load() > 0 {
-				runtime.Gosched()
-			}
 		}
-		for range 6 {
+		for range 8 {
 			before := writes.Load()
-			for writes.Load() < before+3000 {
+			for writes.Load() < before+300 {
 				runtime.Gosched()
 			}
 			r.round(t, false, stopped)
+			stopped(func() {
+				require.NotEmpty(t, r.round(t, true, atOnce))
+				require.True(t, bytes.Equal(r.mem, r.image))
+			})
 		}
-		end.Store(true)
-		for range writers {
-			<-done
-		}
-		segs := r.round(t, true, atOnce)
-		require.NotEmpty(t, segs)
-		require.True(t, bytes.Equal(r.mem, r.image))
 	})
 }
 
