@@ -277,3 +277,69 @@ func TestRoundsKilled(t *testing.T) {
 	requireEqualDisk(t, vm, merged.disk)
 	require.NoError(t, res.Release(t.Context()))
 }
+
+// stoppingTracker needs a stopped process, as the one for soft-dirty bits does.
+type stoppingTracker struct {
+	*hashTracker
+	during func() error
+}
+
+func (t stoppingTracker) stops() bool { return true }
+
+func (t stoppingTracker) mark(last bool) error {
+	return errors.Join(t.during(), t.hashTracker.mark(last))
+}
+
+// Where the tracker needs it, the VM stands still while changes are looked for, and no
+// longer; one that was paused stays so.
+func TestRoundsStop(t *testing.T) {
+	rig, disk := newRig(t)
+	vm, base := rig.resumed(t, disk)
+	var marked error
+	stopped := filepath.Join(vm.Dir(), stoppedFile)
+	running := true
+	rounds, err := vm.rounds(t.Context(), func(regions []region) (tracker, error) {
+		return stoppingTracker{newHashTracker(vm.PID(), regions, vm.info.Machine.Memory), func() error {
+			if _, err := os.Stat(stopped); (err == nil) != running {
+				return fmt.Errorf("while marked: %w", err)
+			}
+			return marked
+		}}, nil
+	})
+	require.NoError(t, err)
+	res, err := rounds.Next(t.Context(), newDir(t, "out"))
+	require.NoError(t, err)
+	require.NotZero(t, res.Pause)
+	requireState(t, vm, Running)
+	require.NoFileExists(t, stopped)
+	apply(t, base, res)
+
+	marked = errors.New("no")
+	_, err = rounds.Next(t.Context(), newDir(t, "out"))
+	require.ErrorIs(t, err, marked)
+	requireState(t, vm, Running)
+	require.NoFileExists(t, stopped)
+	marked = nil
+
+	ask(t, vm, "POST", "/write?mib=2&seed=1")
+	require.NoError(t, vm.Pause(t.Context()))
+	running = false
+	res, err = rounds.Next(t.Context(), newDir(t, "out"))
+	require.NoError(t, err)
+	require.Zero(t, res.Pause)
+	requireState(t, vm, Paused)
+	apply(t, base, res)
+	requireEqualMemory(t, vm, base.memory)
+	requireEqualDisk(t, vm, base.disk)
+
+	// Killed while the VM stands still for it: whoever adopts the VM lets it run.
+	require.NoError(t, vm.Continue(t.Context()))
+	require.NoError(t, writeJSON(vm.Dir(), stoppedFile, struct{}{}))
+	require.NoError(t, vm.Pause(t.Context()))
+	require.NoError(t, rounds.lock.Close())
+	_, err = rig.q.Adopt(t.Context(), vm.Dir())
+	require.NoError(t, err)
+	requireState(t, vm, Running)
+	require.NoError(t, vm.Merge(t.Context()))
+	requireLayers(t, vm)
+}
