@@ -1,5 +1,7 @@
 // Package integration holds the end-to-end tests of VM synthesis and what they need: test
-// guests (integration/guest) and the demo driver. It may import any other package of the
+// guests (integration/guest), the demo drivers, several cloudlets on one host
+// (integration/cloudlets), and a client that notices what a handoff loses
+// (integration/appclient). It may import any other package of the
 // module; none of them may import it.
 //
 // The tests run real QEMU, real FUSE mounts and a real guest kernel. A test whose needs a
