@@ -66,11 +66,9 @@ func (t *site) Admit(ctx context.Context, epoch uint64, o handoff.Offer) (lacks 
 	} else if err := checkPorts(forwards); err != nil {
 		refuse("port", err)
 	}
-	err = s.locked(ctx, func() error { return s.admit(need, nil) })
-	if api.CodeOf(err) == api.Unavailable {
-		resident, rerr := s.residents(ctx)
-		if rerr == nil {
-			err = s.locked(ctx, func() error { return s.admit(need, resident) })
+	if err = t.reserve(ctx, need, nil); api.CodeOf(err) == api.Unavailable {
+		if resident, rerr := s.residents(ctx); rerr == nil {
+			err = t.reserve(ctx, need, resident)
 		}
 	}
 	if onDisk := need; api.CodeOf(err) == api.Unavailable {
@@ -83,6 +81,19 @@ func (t *site) Admit(ctx context.Context, epoch uint64, o handoff.Offer) (lacks 
 		err = nil
 	}
 	return lacks, reasons, err
+}
+
+// reserve promises the instance what it needs, as long as the offer is not refused.
+func (t *site) reserve(ctx context.Context, n need, resident map[string]int64) error {
+	return t.s.locked(ctx, func() error {
+		err := t.s.admit(n, resident)
+		if err == nil {
+			t.mu.Lock()
+			t.state = handoff.Accepted
+			t.mu.Unlock()
+		}
+		return err
+	})
 }
 
 // forwards returns the forwards to ask for here.

@@ -175,7 +175,7 @@ func (v *handoffVM) create(ctx context.Context, n int, residue *vmm.Residue, dir
 		Memory: overlay.Changes{Extents: extents(residue.MemoryExtents()), Read: residue.ReadMemory},
 		Disk:   overlay.Changes{Extents: extents(residue.DiskExtents()), Read: residue.ReadDisk},
 	}
-	o := overlay.CreateOptions{Quick: n > 1 || final}
+	o := overlay.CreateOptions{Quick: n > 1 || final || !v.image.image.Local()}
 	if n > 1 {
 		v.recent = overlay.MergeProfiles(pagesOf(residue.MemoryExtents()), v.recent)
 	}
