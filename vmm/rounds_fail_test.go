@@ -77,40 +77,6 @@ func TestRoundsCancelled(t *testing.T) {
 	ask(t, vm, "GET", "/verify?seed=2")
 }
 
-// A VM that ends is reported as such, and what was taken before stays readable.
-func TestRoundsOfEndedVM(t *testing.T) {
-	rig, disk := newRig(t)
-	vm, _ := rig.resumed(t, disk)
-	rounds, err := vm.Rounds(t.Context())
-	require.NoError(t, err)
-	var held []*Residue
-	for range 2 {
-		ask(t, vm, "POST", "/write?mib=2&seed=1")
-		res, err := rounds.Next(t.Context(), newDir(t, "out"))
-		require.NoError(t, err)
-		held = append(held, res)
-	}
-	require.NoError(t, vm.Destroy(t.Context()))
-	for name, round := range map[string]func(context.Context, string) (*Residue, error){"next": rounds.Next, "last": rounds.Last} {
-		out := newDir(t, "out")
-		_, err := round(t.Context(), out)
-		require.ErrorIs(t, err, ErrEnded, name)
-		entries, err := os.ReadDir(out)
-		require.NoError(t, err)
-		require.Empty(t, entries)
-	}
-	e, d := held[1].MemoryExtents()[0], held[1].DiskExtents()[0]
-	require.NoError(t, held[1].ReadMemory(make([]byte, e.Len), e.Off))
-	require.NoError(t, held[1].ReadDisk(make([]byte, d.Len), d.Off))
-	for _, res := range held {
-		require.NoError(t, res.Release(t.Context()))
-	}
-	require.NoError(t, rounds.Close(t.Context()))
-	_, err = vm.Rounds(t.Context())
-	require.ErrorIs(t, err, ErrEnded)
-	require.NoError(t, vm.Merge(t.Context()))
-}
-
 // roundsProcess takes rounds of the VM in dir for ever, and tells of every step. At the one
 // named until it waits to be killed.
 func roundsProcess(dir, out, until string) int {
@@ -292,7 +258,7 @@ func (t stoppingTracker) mark(last bool) error {
 
 // Where the tracker needs it, the VM stands still while changes are looked for, and no
 // longer; one that was paused stays so.
-func TestRoundsStop(t *testing.T) {
+func TestRoundsStopAndEnd(t *testing.T) {
 	rig, disk := newRig(t)
 	vm, base := rig.resumed(t, disk)
 	var marked error
@@ -342,4 +308,34 @@ func TestRoundsStop(t *testing.T) {
 	requireState(t, vm, Running)
 	require.NoError(t, vm.Merge(t.Context()))
 	requireLayers(t, vm)
+
+	// A VM that ends is reported as such, and what was taken before stays readable.
+	rounds, err = vm.Rounds(t.Context())
+	require.NoError(t, err)
+	var held []*Residue
+	for range 2 {
+		ask(t, vm, "POST", "/write?mib=2&seed=2")
+		res, err := rounds.Next(t.Context(), newDir(t, "out"))
+		require.NoError(t, err)
+		held = append(held, res)
+	}
+	require.NoError(t, vm.Destroy(t.Context()))
+	for name, round := range map[string]func(context.Context, string) (*Residue, error){"next": rounds.Next, "last": rounds.Last} {
+		out := newDir(t, "out")
+		_, err := round(t.Context(), out)
+		require.ErrorIs(t, err, ErrEnded, name)
+		entries, err := os.ReadDir(out)
+		require.NoError(t, err)
+		require.Empty(t, entries)
+	}
+	e, d := held[1].MemoryExtents()[0], held[1].DiskExtents()[0]
+	require.NoError(t, held[1].ReadMemory(make([]byte, e.Len), e.Off))
+	require.NoError(t, held[1].ReadDisk(make([]byte, d.Len), d.Off))
+	for _, res := range held {
+		require.NoError(t, res.Release(t.Context()))
+	}
+	require.NoError(t, rounds.Close(t.Context()))
+	_, err = vm.Rounds(t.Context())
+	require.ErrorIs(t, err, ErrEnded)
+	require.NoError(t, vm.Merge(t.Context()))
 }
