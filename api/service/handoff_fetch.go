@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -82,41 +83,47 @@ func (d *arrival) fetch(o handoff.Overlay) error {
 	return nil
 }
 
-// place is a URL that an overlay can be had from.
+// fetchPlace is a URL that an overlay can be had from.
 type fetchPlace struct {
 	url    *url.URL
 	client *http.Client
 }
 
-// sources returns where to fetch an overlay: its origin if the rules allow it, then the
-// source, which may be at a private address if that is the one that it calls from.
+// sources returns where to fetch an overlay: its origin and its URL as far as the rules allow
+// them, and in any case what the source publishes, at the very address that it calls from,
+// whatever name the URL gives to that.
 func (d *arrival) sources(o handoff.Overlay) (out []fetchPlace, err error) {
+	allow, err := newAllowList(append([]string{}, d.s.cfg.AllowURLs...))
+	if err != nil {
+		return nil, err
+	}
 	for _, ref := range []string{o.Origin, o.URL} {
-		if ref == "" {
-			continue
-		}
 		u, uerr := url.Parse(ref)
 		if uerr != nil {
 			return nil, uerr
 		}
-		rules := append([]string{}, d.s.cfg.AllowURLs...)
-		if ref == o.URL && u.Hostname() == d.meta.From.String() {
-			rules = append(rules, fmt.Sprintf("private+%s://%s/v1/handoffs/%s/", u.Scheme, u.Host, d.id))
+		if err = allow.check(u); ref != "" && err == nil {
+			out = append(out, fetchPlace{u, newFetcher(allow.connect)})
 		}
-		allow, aerr := newAllowList(rules)
-		if aerr == nil {
-			aerr = allow.check(u)
-		}
-		if aerr != nil {
-			err = errors.Join(err, aerr)
-			continue
-		}
-		out = append(out, fetchPlace{u, newFetcher(allow)})
+	}
+	u, _ := url.Parse(o.URL)
+	path, perr := plainPath(u)
+	if d.meta.From.IsValid() && perr == nil && u.User == nil && strings.HasPrefix(path, "/v1/handoffs/"+d.id+"/") {
+		out = append(out, fetchPlace{u, newFetcher(d.dialSource)})
 	}
 	if len(out) == 0 {
 		return nil, err
 	}
 	return out, nil
+}
+
+// dialSource dials the source of the handoff at the port of addr.
+func (d *arrival) dialSource(ctx context.Context, network, addr string) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	return (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, network, net.JoinHostPort(d.meta.From.String(), port))
 }
 
 // run fetches until the overlay is whole, or ctx ends.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"time"
 
@@ -30,16 +31,21 @@ func newHandoffPeer(m handoffMeta) (*handoffPeer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &handoffPeer{client: newFetcher(allow), allow: allow, to: m.To, token: m.Token}, nil
+	var dial func(context.Context, string, string) (net.Conn, error)
+	if allow != nil {
+		dial = allow.connect
+	}
+	return &handoffPeer{client: newFetcher(dial), allow: allow, to: m.To, token: m.Token}, nil
 }
 
-// newFetcher returns a client that follows no redirects and dials only what allow does.
-func newFetcher(allow *allowList) *http.Client {
+// newFetcher returns a client that follows no redirects and dials by dial, or if that is nil
+// anything.
+func newFetcher(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy, t.DisableCompression, t.MaxIdleConnsPerHost = nil, true, 2
 	t.ResponseHeaderTimeout = messageTime
-	if allow != nil {
-		t.DialContext = allow.connect
+	if dial != nil {
+		t.DialContext = dial
 	}
 	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }

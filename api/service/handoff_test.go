@@ -188,7 +188,8 @@ func TestFetchForHandoff(t *testing.T) {
 	require.NoDirExists(t, n.handoffPath(testHandoff, id))
 }
 
-// TestFetchRules: only the source's own address, and what the operator allows, is asked.
+// TestFetchRules: only the source's own address, whatever name it gives itself, and what the
+// operator allows, is asked.
 func TestFetchRules(t *testing.T) {
 	s := newService(t)
 	id, content := overlayBytes(t, s)
@@ -206,9 +207,11 @@ func TestFetchRules(t *testing.T) {
 		fails       bool
 	}{
 		"another path of the source": {url: srv.URL + "/v1/overlays/x/content", fails: true},
-		"another host":               {url: "http://localhost" + port + ours, fails: true},
+		"a name of its own":          {url: "http://edge-1.example.org" + port + ours},
 		"another handoff":            {url: srv.URL + "/v1/handoffs/ffffffffffffffff/overlays/" + id, fails: true},
-		"metadata":                   {url: "http://169.254.169.254" + ours, fails: true},
+		"a name of another":          {url: "http://169.254.169.254" + port + ours},
+		"with a user":                {url: "http://x@127.0.0.1" + port + ours, fails: true},
+		"out of its folder":          {url: srv.URL + "/v1/handoffs/" + testHandoff + "/../../bases", fails: true},
 		"the source":                 {url: srv.URL + ours, origin: "http://169.254.169.254/x"},
 		"allowed":                    {url: "http://10.0.0.1/x", origin: srv.URL + "/depot/app", allow: []string{"private+" + srv.URL + "/depot/"}},
 	} {

@@ -319,11 +319,8 @@ func showHandoff(w io.Writer, h api.Handoff) {
 
 // reason is why an instance is in its state, with where it went or that it is about to go.
 func reason(in api.Instance) string {
-	switch {
-	case in.Moved != nil:
+	if in.Moved != nil {
 		return fmt.Sprintf("it was handed off to %s, where it is %s", in.Moved.To, in.Moved.Instance)
-	case in.Handoff != "":
-		return strings.TrimPrefix(in.Reason+"; handoff "+short(in.Handoff)+" is under way", "; ")
 	}
 	return in.Reason
 }

@@ -477,12 +477,9 @@ func TestHandoffWithoutDaemon(t *testing.T) {
 func TestHandoffInPS(t *testing.T) {
 	m := newMoving()
 	dir := serveMoving(t, m)
-	m.in.Handoff = "4a4a4a4a4a4a4a4a"
+	m.in.Handoff, m.in.Reason = "4a4a4a4a4a4a4a4a", "handoff 4a4a4a4a4a4a: open"
 	_, out, _ := cli(t, dir, "ps")
-	require.Contains(t, out, "  handoff 4a4a4a4a4a4a is under way\n")
-	m.in.Reason = "no disk"
-	_, out, _ = cli(t, dir, "ps")
-	require.Contains(t, out, "  no disk; handoff 4a4a4a4a4a4a is under way\n")
+	require.Contains(t, out, "  handoff 4a4a4a4a4a4a: open\n")
 	m.in.Handoff, m.in.State, m.in.Reason = "", api.Stopped, "it was handed off to http://x:1"
 	m.in.Moved = &api.Moved{To: "http://x:1", Instance: "4a4a4a4a4a4a"}
 	_, out, _ = cli(t, dir, "ps", "--all")
