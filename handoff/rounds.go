@@ -50,7 +50,7 @@ func (l Limits) withDefaults() Limits {
 	if l.Rounds == 0 {
 		l.Rounds = 4
 	}
-	l.Rounds = min(max(l.Rounds, 0), MaxRounds-1)
+	l.Rounds = min(max(l.Rounds, -1), MaxRounds-1) // none stays below 0: this may be asked twice
 	for _, d := range []struct {
 		v *time.Duration
 		d time.Duration
@@ -97,7 +97,7 @@ func Measure(done []Round, known Rates) Rates {
 func (l Limits) Another(done []Round, spent time.Duration, known Rates) (again bool, why string) {
 	l = l.withDefaults()
 	if len(done) >= l.Rounds {
-		return false, fmt.Sprintf("the limit of %d rounds is met", l.Rounds)
+		return false, fmt.Sprintf("the limit of %d rounds is met", max(l.Rounds, 0))
 	}
 	if spent >= l.Time {
 		return false, fmt.Sprintf("the limit of %v is met", l.Time)

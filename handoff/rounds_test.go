@@ -66,3 +66,9 @@ func TestAnotherEnds(t *testing.T) {
 		require.Less(t, len(done), MaxRounds, "rate %g", rate)
 	}
 }
+
+// TestNoRounds: a source fills in the defaults of its limits, and Another does so again.
+func TestNoRounds(t *testing.T) {
+	again, _ := Limits{Rounds: -1}.withDefaults().Another(nil, 0, Rates{})
+	require.False(t, again)
+}
