@@ -19,6 +19,8 @@ import (
 	"cloudlet/api/client"
 	"cloudlet/integration/guest"
 	"cloudlet/integration/link"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -59,6 +61,11 @@ func (l *Lab) cloudlet(i int) (c *Cloudlet, err error) {
 func (c *Cloudlet) prepare(ctx context.Context, store string) error {
 	if err := os.MkdirAll(c.State, 0o700); err != nil {
 		return err
+	}
+	if c.lab.Disk > 0 {
+		if err := unix.Mount("cloudlet", c.State, "tmpfs", 0, fmt.Sprintf("mode=700,size=%d", c.lab.Disk)); err != nil {
+			return fmt.Errorf("mount the disk of cloudlet %s: %w", c.Name, err)
+		}
 	}
 	tokens := fmt.Sprintf("operate lab %s\npeer others %s\n", c.Token, c.Peer)
 	if err := os.WriteFile(filepath.Join(c.State, "tokens"), []byte(tokens), 0o600); err != nil {

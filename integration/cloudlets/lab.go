@@ -16,6 +16,8 @@ import (
 	"cloudlet/api"
 	"cloudlet/api/client"
 	"cloudlet/integration/guest"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options say what a Lab is.
@@ -27,6 +29,7 @@ type Options struct {
 	Count     int      // of cloudlets, named a, b, c and so on
 	MemoryMiB int      // of a base that is made, in MiB; 0: guest.MemoryMiB
 	Network   Network  // between cloudlets
+	Disk      int64    // bytes of a disk, in memory, of each cloudlet's own; 0: all share that of Dir
 	Serve     []string // more arguments of each `cloudlet serve`
 	Log       io.Writer
 }
@@ -108,7 +111,11 @@ func (l *Lab) clear(ctx context.Context) error {
 	var err error
 	for _, c := range l.Cloudlets {
 		if _, serr := os.Stat(c.State); serr == nil {
-			err = errors.Join(err, sweep(ctx, l.Program, c.State), os.RemoveAll(c.State))
+			err = errors.Join(err, sweep(ctx, l.Program, c.State))
+			if uerr := unix.Unmount(c.State, unix.MNT_DETACH); uerr != nil && !errors.Is(uerr, unix.EINVAL) { // it is no mount
+				err = errors.Join(err, uerr)
+			}
+			err = errors.Join(err, os.RemoveAll(c.State))
 		}
 	}
 	return err

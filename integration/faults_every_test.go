@@ -1,0 +1,6 @@
+//go:build faults
+
+package integration
+
+// everyFault: make test-faults.
+const everyFault = true
