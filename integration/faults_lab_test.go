@@ -41,9 +41,17 @@ type faultLab struct {
 func newFaultLab(t *testing.T, o cloudlets.Options) *faultLab {
 	t.Helper()
 	o.Count, o.Network = 2, cloudlets.Network{Cuttable: true}
+	messages, err := os.Create(filepath.Join(t.TempDir(), "messages"))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if text, err := os.ReadFile(messages.Name()); err == nil && t.Failed() {
+			t.Logf("%s", text)
+		}
+		require.NoError(t, messages.Close())
+	})
+	o.Log = messages
 	l := &faultLab{handoffLab: newHandoffLab(t, o)}
 	l.a, l.b = l.Cloudlets[0], l.Cloudlets[1]
-	var err error
 	l.between, err = l.Between(l.a, l.b)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, l.between.Close()) })

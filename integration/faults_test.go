@@ -62,7 +62,8 @@ func (r *faultRun) reach(m moment, start func(rounds int)) (goOn func(lose bool)
 	}
 	late := m == goUnanswered || m == running
 	prepare := func(p cloudlets.Passing) bool { return late && messageOf(handoff.KindPrepare)(p) }
-	commit := func(p cloudlets.Passing) bool { return m != goUnsent && messageOf(handoff.KindGo)(p) }
+	after := m == goUnanswered || m == running || m == complete || m == discarded
+	commit := func(p cloudlets.Passing) bool { return after && messageOf(handoff.KindGo)(p) }
 	last, going, held := r.stop(prepare), r.stop(commit), r.stop(at)
 	start(rounds)
 	if late {
@@ -70,8 +71,7 @@ func (r *faultRun) reach(m moment, start func(rounds int)) (goOn func(lose bool)
 		r.between.HoldTails(true) // the last overlay's only: this is the first that is held
 		last.Release(false)
 	}
-	switch m {
-	case goUnanswered, running, complete, discarded:
+	if after {
 		r.await(going)
 		r.told = r.client.Report().Acknowledged
 		going.Release(false)
@@ -334,7 +334,7 @@ func faultCells() (out []faultCell) {
 		return all
 	}
 	beforeGo := map[moment]outcome{inRound: stays, paused: stays, prepared: stays}
-	row(killSource, same(moves, beforeGo), paused, goUnsent)
+	row(killSource, same(moves, beforeGo), prepared, goUnsent)
 	row(termSource, same(moves, beforeGo))
 	row(killDestination, same(moves, nil), goUnanswered)
 	row(termDestination, same(moves, nil))

@@ -19,8 +19,9 @@ import (
 const (
 	// betweenBound is how long a message may be held and take.
 	betweenBound = 10 * time.Minute
-	// tail is how much of an overlay is held back by HoldTails.
-	tail = 64 << 10
+	// tail is how much of an overlay is held back by HoldTails, in bytes: the end of the zip's
+	// directory, which no guest waits for.
+	tail = 16
 )
 
 // Between stands between the source of handoffs and their destination, in the source's
@@ -29,6 +30,7 @@ const (
 type Between struct {
 	To, Back string // URLs
 
+	lab      *Lab
 	from, to *Cloudlet
 	out      *http.Client
 	servers  []*http.Server
@@ -47,6 +49,14 @@ type Passing struct {
 	Answer  *handoff.Answer
 }
 
+// String names it for a log.
+func (p Passing) String() string {
+	if p.Answer == nil {
+		return fmt.Sprintf("%.8s %s", p.Message.Handoff, p.Message.Kind)
+	}
+	return fmt.Sprintf("%.8s %s answered %s", p.Message.Handoff, p.Message.Kind, p.Answer.State)
+}
+
 // Stop holds the first message or answer that it is about.
 type Stop struct {
 	at      func(Passing) bool
@@ -57,7 +67,7 @@ type Stop struct {
 
 // Between makes one for handoffs from a cloudlet to another. Close it.
 func (l *Lab) Between(from, to *Cloudlet) (b *Between, err error) {
-	b = &Between{from: from, to: to}
+	b = &Between{lab: l, from: from, to: to}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.out = &http.Client{Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		return dialFrom(ctx, from.net, network, address)
@@ -151,6 +161,7 @@ func (b *Between) pass(p Passing) bool {
 	if stop == nil {
 		return true
 	}
+	b.lab.Say("held: %s", p)
 	stop.reached <- p
 	select {
 	case lose := <-stop.release:
@@ -172,12 +183,14 @@ func (b *Between) message(w http.ResponseWriter, r *http.Request) {
 	}
 	b.note(p.Message)
 	if !b.pass(p) {
+		b.lab.Say("lost: %s", p)
 		panic(http.ErrAbortHandler)
 	}
 	ctx, cancel := context.WithTimeout(b.life, betweenBound)
 	defer cancel()
 	resp, err := b.forward(ctx, r, b.to, bytes.NewReader(body))
 	if err != nil {
+		b.lab.Say("%s: %v", p, err)
 		panic(http.ErrAbortHandler) // the sender hears nothing, as without anybody between
 	}
 	defer resp.Body.Close()
@@ -188,9 +201,11 @@ func (b *Between) message(w http.ResponseWriter, r *http.Request) {
 	var a handoff.Answer
 	if resp.StatusCode == http.StatusOK && json.Unmarshal(content, &a) == nil {
 		if p.Answer = &a; !b.pass(p) {
+			b.lab.Say("lost: %s", p)
 			panic(http.ErrAbortHandler)
 		}
 	}
+	b.lab.Say("%s: %s", p, resp.Status)
 	w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 	w.WriteHeader(resp.StatusCode)
 	_, _ = w.Write(content) // nobody may be there any more
