@@ -40,7 +40,7 @@ type faultLab struct {
 
 func newFaultLab(t *testing.T, o cloudlets.Options) *faultLab {
 	t.Helper()
-	o.Count, o.Network = 2, cloudlets.Network{Cuttable: true}
+	o.Count, o.Network = max(o.Count, 2), cloudlets.Network{Cuttable: true}
 	messages, err := os.Create(filepath.Join(t.TempDir(), "messages"))
 	require.NoError(t, err)
 	t.Cleanup(func() {

@@ -33,7 +33,7 @@ type Between struct {
 	lab      *Lab
 	from, to *Cloudlet
 	out      *http.Client
-	servers  []*http.Server
+	servers  []func() error
 	life     context.Context
 	end      context.CancelFunc
 
@@ -72,33 +72,41 @@ func (l *Lab) Between(from, to *Cloudlet) (b *Between, err error) {
 	b.out = &http.Client{Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		return dialFrom(ctx, from.net, network, address)
 	}}}
-	for i, s := range []struct {
+	for _, s := range []struct {
 		url    *string
 		handle http.HandlerFunc
 	}{{&b.To, b.message}, {&b.Back, b.fetch}} {
-		var ln net.Listener
-		address := fmt.Sprintf("%s:%d", from.Host, port+1+i)
-		err := from.net.Do(func() (err error) {
-			ln, err = net.Listen("tcp", address)
-			return err
-		})
+		url, end, err := from.Serve(s.handle)
 		if err != nil {
 			return nil, errors.Join(err, b.Close())
 		}
-		server := &http.Server{Handler: s.handle}
-		b.servers = append(b.servers, server)
-		*s.url = "http://" + address
-		go func() { _ = server.Serve(ln) }() // until Close
+		*s.url = url
+		b.servers = append(b.servers, end)
 	}
 	return b, nil
+}
+
+// Serve serves HTTP in a cloudlet's namespace, until end is called.
+func (c *Cloudlet) Serve(h http.Handler) (url string, end func() error, err error) {
+	var ln net.Listener
+	err = c.net.Do(func() (err error) {
+		ln, err = net.Listen("tcp", net.JoinHostPort(c.Host, "0"))
+		return err
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	server := &http.Server{Handler: h}
+	go func() { _ = server.Serve(ln) }() // until end
+	return "http://" + ln.Addr().String(), server.Close, nil
 }
 
 // Close ends it: what is held is lost.
 func (b *Between) Close() error {
 	b.end()
 	var err error
-	for _, s := range b.servers {
-		err = errors.Join(err, s.Close())
+	for _, end := range b.servers {
+		err = errors.Join(err, end())
 	}
 	b.out.CloseIdleConnections()
 	return err
