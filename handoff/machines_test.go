@@ -94,6 +94,25 @@ func TestRunStoppedAfterGo(t *testing.T) {
 	require.Empty(t, w.bad)
 }
 
+// TestStoppedBoundsMessages: a message that hangs does not keep the guest paused.
+func TestStoppedBoundsMessages(t *testing.T) {
+	w := together(t)
+	link := w.source.cfg.Peer
+	w.source.cfg.Clock, w.source.cfg.Limits.Stopped = SystemClock{}, 50*time.Millisecond
+	w.source.cfg.Peer = peerFunc(func(ctx context.Context, m Message) (Answer, error) {
+		if m.Kind == KindPrepare {
+			<-ctx.Done()
+			return Answer{}, ctx.Err()
+		}
+		return link.Send(ctx, m)
+	})
+	require.NoError(t, w.source.Run(t.Context()))
+	st := w.source.Status()
+	require.Equal(t, SourceCancelled, st.State)
+	require.Contains(t, st.Reasons[0].Text, "the guest was paused for 50ms")
+	require.Equal(t, runs, w.here.state)
+}
+
 // slowVM waits in Round until it is interrupted.
 type slowVM struct {
 	VM

@@ -120,9 +120,15 @@ func (s *Source) published(p Published) {
 // stop is the time while the guest is paused, until go. ctx is the daemon's, sub ends with
 // Cancel.
 func (s *Source) stop(ctx, sub context.Context) time.Duration {
-	if s.phase > pausing && s.phase < committing && s.cfg.Clock.Now().Sub(s.stopped) > s.cfg.Limits.Stopped {
-		s.giveUp(Reason{Text: fmt.Sprintf("the guest was paused for %v and the destination is not ready", s.cfg.Limits.Stopped)})
-		return 0
+	if s.phase > pausing && s.phase < committing {
+		left := s.cfg.Limits.Stopped - s.cfg.Clock.Now().Sub(s.stopped)
+		if left <= 0 {
+			s.giveUp(Reason{Text: fmt.Sprintf("the guest was paused for %v and the destination is not ready", s.cfg.Limits.Stopped)})
+			return 0
+		}
+		bound, cancel := context.WithTimeout(sub, left) // a message may hang for longer
+		defer cancel()
+		sub = bound
 	}
 	switch s.phase {
 	case pausing:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -174,6 +175,10 @@ func (r *faultRun) requireMoved() {
 	r.requireNothingAt(r.a)
 }
 
+// stoppedBound is how long a guest may stand still before go and run on then: the 30 s that a
+// handoff allows, and what a busy machine adds.
+const stoppedBound = 45 * time.Second
+
 // stays: the guest runs on at the source, and nothing is left at the destination.
 func stays(r *faultRun, mend func()) {
 	if _, err := r.a.Client.Instances(r.t.Context(), false); err != nil {
@@ -182,6 +187,9 @@ func stays(r *faultRun, mend func()) {
 	}
 	r.until("the guest runs on", func() bool { return r.state(r.a, r.in.ID) == api.Running })
 	r.requireAnswers(r.client)
+	gap := r.client.Gap(r.began, time.Now())
+	r.say(fmt.Sprintf("the guest runs on, after a silence of %v", gap.Length().Round(time.Millisecond)))
+	require.Less(r.t, gap.Length(), stoppedBound)
 	mend()
 	op := r.ended()
 	r.say("the operation has ended")
