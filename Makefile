@@ -1,6 +1,7 @@
 # make demo   the main job on a real guest in a real QEMU, measured
 # make demo-handoff   a running application moves between cloudlets, with a client at work
 # make test   every test, the end-to-end ones included
+# make test-faults  each fault at each moment of a handoff, with real processes
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make bench-lazy  first response over slow links, by every way to bring an overlay
 # make mutants    changes the handoff machines, one place at a time: a test must notice each
@@ -12,7 +13,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo demo-handoff bench-api bench-lazy test mutants check deps clean
+.PHONY: build guest demo demo-handoff bench-api bench-lazy test test-faults mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -37,12 +38,16 @@ test: guest
 	$(GO) test -timeout 10m $(PACKAGES)
 	$(GO) test -timeout 20m ./integration
 
+test-faults: guest
+	$(GO) test -tags faults -timeout 90m -run TestFaults -v ./integration
+
 mutants:
 	$(GO) test -tags mutants -timeout 20m -run TestMutants ./handoff
 
 check: guest
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags faults ./integration
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	$(GO) test -run TestImports ./integration
