@@ -5,8 +5,10 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/client"
 	"cloudlet/handoff"
 	"cloudlet/integration/cloudlets"
 
@@ -26,7 +28,7 @@ func TestFaultsDisk(t *testing.T) {
 		moment moment
 		want   outcome
 	}{
-		{inRound, stays}, {paused, stays}, {prepared, resolves}, {goUnsent, resolves}, {goUnanswered, waits}, {running, waits},
+		{inRound, staysSoon}, {paused, staysSoon}, {prepared, resolves}, {goUnsent, resolves}, {goUnanswered, waits}, {running, waits},
 		{complete, continues}, {discarded, continues},
 	} {
 		t.Run("the destination's disk is full, "+string(cell.moment), func(t *testing.T) {
@@ -47,6 +49,13 @@ func TestFaultsDisk(t *testing.T) {
 		r.handOff(0)
 		r.requireRefused("disk")
 	})
+}
+
+// staysSoon: it is seen at once that it cannot be.
+func staysSoon(r *faultRun, mend func()) {
+	stays(r, mend)
+	require.Less(r.t, r.client.Gap(r.began, time.Now()).Length(), stoppedBound/3)
+	require.Contains(r.t, fmt.Sprint(r.status(r.a).Reasons), "no space left")
 }
 
 // waits: it cannot become complete while the disk is full, and does so afterwards. The guest
@@ -158,6 +167,9 @@ func TestFaultsRefused(t *testing.T) {
 		second, err := l.a.Client.HandOff(t.Context(), api.HandOff{Instance: r.in.ID, To: c.URL, Token: c.Peer})
 		if err == nil {
 			second, err = l.a.Client.Wait(t.Context(), second, nil)
+		}
+		if err == nil {
+			_, err = client.Result[api.HandedOff](second)
 		}
 		require.Equal(t, api.Conflict, api.CodeOf(err), "%v", err)
 		require.ErrorContains(t, err, "busy")

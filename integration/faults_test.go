@@ -157,7 +157,7 @@ func (r *faultRun) requireMoved() {
 	r.t.Helper()
 	left, err := r.a.Client.Instance(r.t.Context(), r.in.ID)
 	require.NoError(r.t, err)
-	require.Equal(r.t, api.Stopped, left.State)
+	require.Contains(r.t, []api.State{api.Stopped, api.Lost}, left.State, "lost if its mount was killed")
 	require.NotNil(r.t, left.Moved)
 	require.Equal(r.t, r.there(), left.Moved.Instance)
 	r.requireAnswers(r.client)
