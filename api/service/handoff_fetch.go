@@ -175,6 +175,50 @@ func (f *fetch) hopeless() error {
 	return nil
 }
 
+// hopePause is the time between two looks whether a fetch can succeed.
+const hopePause = 100 * time.Millisecond
+
+// whileHopeful returns a context that ends, too, when a fetch cannot succeed: what is not
+// there yet is not to be waited for then. Call end with the error of what the context was
+// for; it returns the reason in its place.
+func (d *arrival) whileHopeful(ctx context.Context) (_ context.Context, end func(error) error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		tick := time.NewTicker(hopePause)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			if err := d.hopeless(); err != nil {
+				cancel(err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-tick.C:
+			}
+		}
+	})
+	return ctx, func(err error) error {
+		cancel(nil)
+		watching.Wait()
+		if cause := context.Cause(ctx); err != nil && (errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT)) {
+			return cause
+		}
+		return err
+	}
+}
+
+// hopeless returns an error of a fetch that does not pass by itself.
+func (d *arrival) hopeless() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.fetches {
+		if err := f.hopeless(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // left returns how many bytes are not here, at least one until all were checked.
 func (f *fetch) left() int64 {
 	f.mu.Lock()

@@ -192,6 +192,8 @@ func (t *site) Prepare(ctx context.Context, o handoff.Offer, chain []handoff.Ove
 	line := &timeline{start: time.Now()}
 	ctx, cancel := context.WithTimeout(ctx, prepareTime)
 	defer cancel()
+	ctx, stop := (*arrival)(t).whileHopeful(ctx)
+	defer func() { err = stop(err) }()
 	l, err := s.openLinks(ctx, o.Base, links)
 	if err != nil {
 		return err
