@@ -19,6 +19,8 @@ const (
 	mostAnswer = 64 << 20
 	// againAfter is the pause before a request that could not be sent is repeated.
 	againAfter = 5 * time.Millisecond
+	// looksMost bounds the questions where the application is that wait for an answer.
+	looksMost = 3
 	// verifyBound is how long the application may take for a journal.
 	verifyBound = 2 * time.Minute
 )
@@ -28,11 +30,13 @@ type Config struct {
 	Name    string // letters and digits; the journals of the workers are NAME0, NAME1 and so on
 	Workers int    // that append at the same time; 0: one
 	// Find returns host:port of the application. It is asked at the beginning and, again and
-	// again, during a silence; an error means that it is not known now.
+	// again, during a silence, also several times at once; an error means that it is not known
+	// now.
 	Find func(ctx context.Context) (string, error)
 	// Dial makes connections; nil: from here.
 	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
-	Silence time.Duration // after which Find is asked, that often; 0: 20 ms
+	Silence time.Duration // after which Find is asked; 0: 50 ms
+	Look    time.Duration // between two such questions; 0: 20 ms
 	Timeout time.Duration // after which a request is sent again; 0: 5 s
 	Rest    time.Duration // between an answer and the next request
 }
@@ -66,7 +70,7 @@ func Start(ctx context.Context, cfg Config) (*Client, error) {
 	for _, d := range []struct {
 		v   *time.Duration
 		def time.Duration
-	}{{&cfg.Silence, 20 * time.Millisecond}, {&cfg.Timeout, 5 * time.Second}} {
+	}{{&cfg.Silence, 50 * time.Millisecond}, {&cfg.Look, 20 * time.Millisecond}, {&cfg.Timeout, 5 * time.Second}} {
 		if *d.v == 0 {
 			*d.v = d.def
 		}
@@ -124,17 +128,29 @@ func (w *worker) run(ctx context.Context) {
 	}
 }
 
-// acknowledge sends record n until it is answered.
+// acknowledge sends record n until it is answered. From the first silence on it looks for the
+// application, and sends at once where that is found to have moved.
 func (w *worker) acknowledge(ctx context.Context, n int64) (a answer, refusal string, err error) {
 	path := "/append?" + url.Values{"client": {w.k.client}, "n": {fmt.Sprint(n)}}.Encode()
+	moved, stop := w.watch(ctx)
+	defer func() { stop() }()
+	// What was asked before a move is of no interest after it.
+	moveTo := func(address string) {
+		stop()
+		w.moveTo(address)
+		moved, stop = w.watch(ctx)
+	}
 	for try := 0; ; try++ {
 		if try > 0 {
 			w.c.again.Add(1)
 		}
-		code, body, err := w.send(ctx, path)
+		code, body, elsewhere, err := w.send(ctx, path, moved)
 		switch {
 		case ctx.Err() != nil:
 			return a, "", context.Cause(ctx)
+		case elsewhere != "":
+			moveTo(elsewhere)
+			continue
 		case err == nil && code == http.StatusConflict:
 			return a, string(body), nil
 		case err == nil && code == http.StatusOK:
@@ -147,58 +163,87 @@ func (w *worker) acknowledge(ctx context.Context, n int64) (a answer, refusal st
 		w.mu.Lock()
 		w.why = err
 		w.mu.Unlock()
-		if try > 0 {
-			pause(ctx, againAfter)
+		if try == 0 {
+			continue // perhaps only a connection that was kept
 		}
-		w.look(ctx)
+		select {
+		case <-time.After(againAfter):
+		case elsewhere := <-moved:
+			moveTo(elsewhere)
+		case <-ctx.Done():
+		}
 	}
 }
 
-// look asks where the application is and reports whether it is elsewhere now.
-func (w *worker) look(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, w.c.Timeout)
-	defer cancel()
-	found, err := w.c.Find(ctx)
-	if err != nil || found == w.address {
-		return false // ask again later
-	}
-	w.address = found
+// moveTo goes on at another address.
+func (w *worker) moveTo(address string) {
+	w.address = address
 	w.mu.Lock()
 	w.seen = append(w.seen, time.Now())
 	w.mu.Unlock()
-	return true
 }
 
-// send sends a request once. During a silence it looks for the application, and gives the
-// request up if that has moved.
-func (w *worker) send(ctx context.Context, path string) (code int, body []byte, err error) {
+// watch looks for the application from the first silence on, several times at once where an
+// answer takes long, until stop is called. It tells where that is found to be elsewhere.
+func (w *worker) watch(ctx context.Context) (moved <-chan string, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	from, found := w.address, make(chan string, 1)
+	var joined sync.WaitGroup
+	joined.Go(func() {
+		pause(ctx, w.c.Silence)
+		tick := time.NewTicker(w.c.Look)
+		defer tick.Stop()
+		room := make(chan struct{}, looksMost)
+		for ctx.Err() == nil {
+			select {
+			case room <- struct{}{}:
+				joined.Go(func() {
+					defer func() { <-room }()
+					bound, cancel := context.WithTimeout(ctx, w.c.Timeout)
+					defer cancel()
+					address, err := w.c.Find(bound)
+					if err != nil || address == from {
+						return // another one is on its way
+					}
+					select {
+					case found <- address:
+					default:
+					}
+				})
+			default:
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	})
+	return found, func() {
+		cancel()
+		joined.Wait()
+	}
+}
+
+// send sends a request once. It gives it up if the application is elsewhere.
+func (w *worker) send(ctx context.Context, path string, moved <-chan string) (code int, body []byte, elsewhere string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, w.c.Timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+w.address+path, nil)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, "", err
 	}
-	looked := make(chan struct{})
+	done := make(chan struct{})
 	go func() {
-		defer close(looked)
-		tick := time.NewTicker(w.c.Silence)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				if w.look(ctx) {
-					cancel()
-					return
-				}
-			}
-		}
+		defer close(done)
+		code, body, err = do(w.c.http, req)
 	}()
-	code, body, err = do(w.c.http, req)
-	cancel()
-	<-looked
-	return code, body, err
+	select {
+	case <-done:
+	case elsewhere = <-moved:
+		cancel()
+		<-done
+	}
+	return code, body, elsewhere, err
 }
 
 func do(c *http.Client, req *http.Request) (code int, body []byte, err error) {

@@ -224,6 +224,49 @@ func TestMove(t *testing.T) {
 	require.Error(t, c.Verify(t.Context(), "127.0.0.1:1"))
 }
 
+// TestMoveToSlow: a new place that takes long to answer is asked once, however often the client
+// is told of it meanwhile, and by questions from before that are answered late.
+func TestMoveToSlow(t *testing.T) {
+	one, two := newApplication(), newApplication()
+	hang := make(chan struct{})
+	var paused atomic.Bool
+	one.gate = func(*http.Request) bool {
+		if paused.Load() {
+			<-hang
+			return false
+		}
+		return true
+	}
+	two.gate = func(*http.Request) bool {
+		time.Sleep(200 * time.Millisecond) // the time that it takes
+		return true
+	}
+	addresses := []string{serve(t, one), serve(t, two)}
+	t.Cleanup(func() { close(hang) })
+	var at, asked atomic.Int64
+	c, err := Start(t.Context(), Config{Name: "c", Timeout: waitBound, Find: func(ctx context.Context) (string, error) {
+		address := addresses[at.Load()]
+		if asked.Add(1)%2 == 0 {
+			pause(ctx, 60*time.Millisecond)
+		}
+		return address, nil
+	}})
+	require.NoError(t, err)
+	require.NoError(t, c.Await(t.Context(), time.Now()))
+	paused.Store(true)
+	require.Eventually(t, func() bool { return asked.Load() > 3 }, waitBound, time.Millisecond, "it looks during a silence")
+	one.mu.Lock()
+	two.memory, two.file, two.requests = one.memory, one.file, one.requests
+	one.mu.Unlock()
+	before := c.Report().Acknowledged
+	at.Store(1)
+	require.Eventually(t, func() bool { return c.Report().Acknowledged > before+3 }, waitBound, time.Millisecond)
+	c.Stop()
+	require.NoError(t, c.Verify(t.Context(), addresses[1]))
+	require.EqualValues(t, 1, c.Report().Moves)
+	require.EqualValues(t, 1, c.Report().Repeated)
+}
+
 // TestAwaitEnds: who waits for answers that do not come is told why.
 func TestAwaitEnds(t *testing.T) {
 	c, err := Start(t.Context(), Config{Name: "c", Find: fixed("127.0.0.1:1")})
