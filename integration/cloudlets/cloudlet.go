@@ -74,13 +74,13 @@ func (c *Cloudlet) prepare(ctx context.Context, store string) error {
 	return CopyBases(ctx, store, c.State)
 }
 
-// log is the file that the daemon's messages go to.
-func (c *Cloudlet) log() string { return filepath.Join(c.lab.Dir, c.Name+".log") }
+// Log is the file that the daemon's messages go to.
+func (c *Cloudlet) Log() string { return filepath.Join(c.lab.Dir, c.Name+".log") }
 
 // Start starts the daemon and waits until it answers. It ends with this process, however that
 // ends.
 func (c *Cloudlet) Start(ctx context.Context, args ...string) error {
-	log, err := os.OpenFile(c.log(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(c.Log(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
@@ -128,9 +128,9 @@ func (c *Cloudlet) awaitReady(ctx context.Context) error {
 		select {
 		case werr := <-c.ended:
 			c.ended <- nil // for End
-			return fmt.Errorf("cloudlet %s has ended: %w; its log: %s", c.Name, werr, c.log())
+			return fmt.Errorf("cloudlet %s has ended: %w; its log: %s", c.Name, werr, c.Log())
 		case <-ctx.Done():
-			return fmt.Errorf("cloudlet %s does not answer: %w; its log: %s", c.Name, err, c.log())
+			return fmt.Errorf("cloudlet %s does not answer: %w; its log: %s", c.Name, err, c.Log())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -157,7 +157,7 @@ func (c *Cloudlet) End(sig syscall.Signal) error {
 		}
 		err = errors.Join(err, werr)
 	case <-time.After(serveBound):
-		err = errors.Join(err, fmt.Errorf("cloudlet %s does not end; its log: %s", c.Name, c.log()), c.cmd.Process.Kill(), <-c.ended)
+		err = errors.Join(err, fmt.Errorf("cloudlet %s does not end; its log: %s", c.Name, c.Log()), c.cmd.Process.Kill(), <-c.ended)
 	}
 	c.cmd = nil
 	return err
@@ -218,6 +218,9 @@ func (c *Cloudlet) reach(address string) string {
 	}
 	return net.JoinHostPort(c.Host, port)
 }
+
+// Do runs f on a thread in the cloudlet's network namespace, as link.Namespace.Do does.
+func (c *Cloudlet) Do(f func() error) error { return c.net.Do(f) }
 
 // Path returns a path in the store.
 func (c *Cloudlet) Path(parts ...string) string {

@@ -103,12 +103,14 @@ func TestNetwork(t *testing.T) {
 				require.Equal(t, "b", said)
 				require.Greater(t, time.Since(begin), test.least)
 			}
+			carried, err := l.Carried()
+			require.NoError(t, err)
+			require.Greater(t, carried, int64(2*test.zeros))
+			require.Less(t, carried, int64(2.2*float64(test.zeros)), "what the clients were sent does not count")
 			if !test.n.linked() {
-				require.Zero(t, l.Carried())
 				require.ErrorContains(t, l.Cut(l.Cloudlets[0], l.Cloudlets[1], true), "Cuttable")
 				return
 			}
-			require.Greater(t, l.Carried(), int64(2*test.zeros), "it crossed the links")
 			require.NoError(t, l.Cut(l.Cloudlets[1], l.Cloudlets[0], true))
 			_, err = get(w.nodes[0])
 			require.Error(t, err)

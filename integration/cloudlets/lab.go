@@ -143,16 +143,9 @@ func (l *Lab) Cut(a, b *Cloudlet, cut bool) error {
 	return nil
 }
 
-// Carried returns how many bytes the links between cloudlets have carried, headers included;
-// 0 without links. It is safe for concurrent use.
-func (l *Lab) Carried() int64 {
-	var n int64
-	for _, between := range l.network.links {
-		s := between.Stats()
-		n += s.Down.Bytes + s.Up.Bytes
-	}
-	return n
-}
+// Carried returns how many bytes cloudlets have sent each other, headers included. It is safe
+// for concurrent use.
+func (l *Lab) Carried() (int64, error) { return l.network.carried() }
 
 // Dial connects from the clients' namespace to an IP address. It is safe for concurrent use.
 func (l *Lab) Dial(ctx context.Context, network, address string) (net.Conn, error) {

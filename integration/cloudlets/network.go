@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -157,6 +158,46 @@ func dialFrom(ctx context.Context, n *link.Namespace, network, address string) (
 		return err
 	})
 	return c, err
+}
+
+// carried returns the bytes between nodes: those of the links, and without links what the
+// nodes have sent and the clients have not received. Large packets, as devices with
+// segmentation offload are given them, have their headers counted once.
+func (w *network) carried() (n int64, err error) {
+	for _, between := range w.links {
+		s := between.Stats()
+		n += s.Down.Bytes + s.Up.Bytes
+	}
+	if len(w.links) > 0 {
+		return n, nil
+	}
+	for _, node := range w.nodes {
+		_, sent, err := counts(node)
+		if err != nil {
+			return 0, err
+		}
+		n += sent
+	}
+	received, _, err := counts(w.clients)
+	return n - received, err
+}
+
+// counts returns the bytes that eth0 of a namespace has received and sent.
+func counts(in *link.Namespace) (received, sent int64, err error) {
+	err = in.Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		_, line, ok := strings.Cut(string(text), "eth0:")
+		if !ok {
+			return errors.New("count bytes: the namespace has no eth0")
+		}
+		var packets [7]int64 // packets, errors and so on, of what was received
+		_, err = fmt.Sscan(line, &received, &packets[0], &packets[1], &packets[2], &packets[3], &packets[4], &packets[5], &packets[6], &sent)
+		return err
+	})
+	return received, sent, err
 }
 
 func (w *network) close() error {

@@ -134,7 +134,10 @@ func (d *demo) hop(ctx context.Context, i int, to *cloudlets.Cloudlet) error {
 	}
 	h := hop{From: from.Name, To: to.Name, Quiet: d.client.Gap(quiet, time.Now()).Length().Seconds()}
 	d.lab.Say("handoff from %s to %s", from.Name, to.Name)
-	carried := d.lab.Carried()
+	carried, err := d.lab.Carried()
+	if err != nil {
+		return err
+	}
 	begin := time.Now()
 	phase := ""
 	moved, err := from.HandOff(ctx, id, to, d.rounds, func(op api.Operation) {
@@ -146,7 +149,12 @@ func (d *demo) hop(ctx context.Context, i int, to *cloudlets.Cloudlet) error {
 	if err != nil {
 		return err
 	}
-	h.Took, h.Carried = time.Since(begin).Seconds(), d.lab.Carried()-carried
+	h.Took = time.Since(begin).Seconds()
+	now, err := d.lab.Carried()
+	if err != nil {
+		return err
+	}
+	h.Carried = now - carried
 	bound, cancel := context.WithTimeout(ctx, answerBound)
 	defer cancel()
 	if err := d.client.Await(bound, time.Now()); err != nil {
@@ -157,8 +165,8 @@ func (d *demo) hop(ctx context.Context, i int, to *cloudlets.Cloudlet) error {
 	h.Pause, h.Bytes, h.Rounds = moved.Pause, moved.Bytes, moved.Rounds
 	d.r.Hops = append(d.r.Hops, h)
 	fmt.Print(h)
-	if now, there := d.trail.Where(); now != to || there != moved.Instance {
-		return fmt.Errorf("the client is led to instance %s of %s, the handoff went to %s of %s", there, now.Name, moved.Instance, to.Name)
+	if at, there := d.trail.Where(); at != to || there != moved.Instance {
+		return fmt.Errorf("the client is led to instance %s of %s, the handoff went to %s of %s", there, at.Name, moved.Instance, to.Name)
 	}
 	if address, err = d.trail.Find(ctx); err != nil {
 		return err

@@ -41,7 +41,7 @@ type hop struct {
 	Answered float64            `json:"client_next_answer_s"`
 	Pause    float64            `json:"pause_s"`
 	Bytes    int64              `json:"bytes"`      // of the rounds' overlays
-	Carried  int64              `json:"link_bytes"` // by the link between them; 0: not known
+	Carried  int64              `json:"link_bytes"` // between them, with headers
 	Took     float64            `json:"total_s"`
 	Rounds   []api.HandoffRound `json:"rounds"` // the last is of the paused guest
 	Phases   []api.Event        `json:"phases"`
