@@ -81,7 +81,10 @@ func (p *handoffPeer) Send(ctx context.Context, m handoff.Message) (a handoff.An
 		return a, err
 	}
 	if resp.StatusCode == http.StatusOK {
-		return handoff.ParseAnswer(body)
+		if a, err = handoff.ParseAnswer(body); err != nil {
+			err = fmt.Errorf("%w: %s is no cloudlet that can be understood: %w", handoff.ErrForGood, p.to, err)
+		}
+		return a, err
 	}
 	err = fmt.Errorf("%s answered %s%s", p.to, resp.Status, problemText(resp, body))
 	switch resp.StatusCode {
