@@ -82,7 +82,6 @@ type faultRun struct {
 	handoff   string // id
 	operation string // id
 	stops     []*cloudlets.Stop
-	commit    *cloudlets.Stop // held before go
 	told      int64           // what the client had been told when the guest was paused for go
 	witness   *witness
 }
