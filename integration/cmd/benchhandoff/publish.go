@@ -1,0 +1,31 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"cloudlet/integration/figures"
+)
+
+// tableName is that of the table in the README.
+const tableName = "bench-handoff"
+
+func readme(root string) string { return filepath.Join(root, "README.md") }
+
+// checkReadme sees before anything is measured that the table has a place.
+func checkReadme(root string) error {
+	_, err := figures.Table(readme(root), tableName)
+	return err
+}
+
+// markdown is the table as it stands in the README.
+func (r *results) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| residue, guest, link | %s |\n|---|%s\n", strings.Join(columns(), " | "), strings.Repeat("---|", len(columns())))
+	for _, c := range r.Cells {
+		fmt.Fprintf(&b, "| %s | %s |\n", c.text(), strings.Join(r.row(c), " | "))
+	}
+	fmt.Fprintf(&b, "\nMedians of %d (least-most), a guest of %d MiB. %s.\n", r.Rounds, r.Memory, r.Host)
+	return b.String()
+}

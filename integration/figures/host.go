@@ -1,0 +1,34 @@
+package figures
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Host describes the machine that something is measured on.
+func Host() (string, error) {
+	var name unix.Utsname
+	var info unix.Sysinfo_t
+	if err := errors.Join(unix.Uname(&name), unix.Sysinfo(&info)); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Measured on %d cores (%s), %.1f GiB, Linux %s, %s", runtime.NumCPU(), processor(),
+		float64(info.Totalram)*float64(info.Unit)/(1<<30), unix.ByteSliceToString(name.Release[:]), runtime.Version()), nil
+}
+
+// processor returns the name that the kernel gives the processor.
+func processor() string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err == nil {
+		if _, rest, ok := strings.Cut(string(b), "model name"); ok {
+			line, _, _ := strings.Cut(rest, "\n")
+			return strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), ":"))
+		}
+	}
+	return runtime.GOARCH
+}
