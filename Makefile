@@ -3,6 +3,7 @@
 # make test   every test, the end-to-end ones included
 # make test-faults  each fault at each moment of a handoff, with real processes
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
+# make bench-handoff  handoffs over links, beside zstd -3 and QEMU's own migration
 # make bench-lazy  first response over slow links, by every way to bring an overlay
 # make mutants    changes the handoff machines, one place at a time: a test must notice each
 # make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
@@ -13,7 +14,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo demo-handoff bench-api bench-lazy test test-faults mutants check deps clean
+.PHONY: build guest demo demo-handoff bench-api bench-handoff bench-lazy test test-faults mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -29,6 +30,10 @@ demo-handoff: deps build
 
 bench-api: deps build
 	$(GO) run ./integration/cmd/benchapi -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest -dir $(BUILD)/benchapi -o $(BUILD)/bench-api.json
+
+bench-handoff: deps build
+	@sh integration/deps.sh zstd
+	$(GO) run ./integration/cmd/benchhandoff -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/guest -dir $(BUILD)/handoff -o $(BUILD)/bench-handoff.json
 
 bench-lazy: build
 	@sh integration/deps.sh nbdkit

@@ -91,11 +91,19 @@ func (l *Lab) byURL(url string) *Cloudlet {
 }
 
 // HandOff moves an instance to another cloudlet and returns when it is there whole. watch, if
-// not nil, is told each state of the operation.
+// not nil, is told each state of the operation. If ctx ends before, it is cancelled, as far as
+// it still can be.
 func (c *Cloudlet) HandOff(ctx context.Context, id string, to *Cloudlet, rounds int, watch func(api.Operation)) (out api.HandedOff, err error) {
 	op, err := c.Client.HandOff(ctx, api.HandOff{Instance: id, To: to.URL, Token: to.Peer, Rounds: rounds})
 	if err == nil {
+		id := op.ID
 		op, err = c.Client.Wait(ctx, op, watch)
+		if ctx.Err() != nil {
+			_, cerr := c.Client.CancelOperation(context.WithoutCancel(ctx), id)
+			if api.CodeOf(cerr) != api.Conflict { // it is too late
+				err = errors.Join(err, cerr)
+			}
+		}
 	}
 	if err != nil {
 		return out, fmt.Errorf("hand instance %s off from %s to %s: %w", id, c.Name, to.Name, err)

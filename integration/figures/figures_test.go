@@ -2,6 +2,8 @@ package figures
 
 import (
 	"math"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,4 +29,24 @@ func TestTarget(t *testing.T) {
 	for _, least := range []bool{false, true} {
 		require.False(t, Target{Value: math.NaN(), Least: least}.Met(), "what could not be measured is a miss")
 	}
+}
+
+// TestTable: a table changes, and nothing around it.
+func TestTable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "README.md")
+	require.NoError(t, os.WriteFile(path, []byte("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n"), 0o644))
+	require.NoError(t, PutTable(path, "x", "new\nlines\n"))
+	table, err := Table(path, "x")
+	require.NoError(t, err)
+	require.Equal(t, "new\nlines\n", table)
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, "a\n<!-- x: begin -->\nnew\nlines\n<!-- x: end -->\nb\n", string(text))
+	require.ErrorContains(t, PutTable(path, "y", ""), "<!-- y: begin -->")
+}
+
+func TestHost(t *testing.T) {
+	host, err := Host()
+	require.NoError(t, err)
+	require.Contains(t, host, "cores")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"cloudlet/integration/cloudlets"
@@ -125,7 +126,7 @@ func (b *bench) link(ctx context.Context, link string) (err error) {
 // cell measures a cell once: ours, then QEMU's way. It returns errCut where one of them took
 // longer than the bound.
 func (b *bench) cell(ctx context.Context, s *session, c *cell, round int) error {
-	seed := fmt.Sprintf("%sr%d", c.Name, round)
+	seed := fmt.Sprintf("%sr%d", strings.ReplaceAll(c.Name, "-", ""), round)
 	if !c.HandoffCut {
 		h, err := within(ctx, b.bound, func(ctx context.Context) (handoffSample, error) { return s.handoff(ctx, c.condition, seed) })
 		if errors.Is(err, errCut) {

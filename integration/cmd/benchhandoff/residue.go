@@ -48,7 +48,7 @@ func (s *session) residue(ctx context.Context, in api.Instance) (r residue, err 
 		_, cerr := s.a.Client.Act(context.WithoutCancel(ctx), in.ID, api.ActionContinue)
 		err = errors.Join(err, cerr)
 	}()
-	if r.Memory, err = s.changedMemory(in.PID, z); err != nil {
+	if r.Memory, err = changedMemory(in.PID, filepath.Join(s.mount(), "memory"), z); err != nil {
 		return r, err
 	}
 	now := filepath.Join(s.scratch(), "disk.now")
@@ -139,16 +139,17 @@ func mappings(pid int) (list []mapping, err error) {
 	return list, nil
 }
 
-// changedMemory gives z the pages of a paused QEMU's memory that differ from the launch image.
+// changedMemory gives z the pages of a paused QEMU's memory that differ from the launch image,
+// whose memory is in a file.
 // Those that are not anonymous are the file's, and not read, so that nobody takes them for
 // touched.
-func (s *session) changedMemory(pid int, z *zstd) (n int64, err error) {
+func changedMemory(pid int, path string, z *zstd) (n int64, err error) {
 	list, err := mappings(pid)
 	if err != nil {
 		return 0, err
 	}
 	var files [3]*os.File
-	for i, name := range []string{fmt.Sprintf("/proc/%d/pagemap", pid), fmt.Sprintf("/proc/%d/mem", pid), filepath.Join(s.mount(), "memory")} {
+	for i, name := range []string{fmt.Sprintf("/proc/%d/pagemap", pid), fmt.Sprintf("/proc/%d/mem", pid), path} {
 		if files[i], err = os.Open(name); err != nil {
 			return 0, err
 		}
@@ -250,4 +251,3 @@ func (z *zstd) end(r *residue) error {
 	r.Plain, r.Zero, r.Zstd = z.plain, z.zero, z.out.n
 	return nil
 }
-

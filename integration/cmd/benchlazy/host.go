@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
-	"strings"
 
-	"golang.org/x/sys/unix"
+	"cloudlet/integration/figures"
 )
 
 // describe returns results without measurements: the machine, the sizes.
@@ -29,26 +27,12 @@ func (b *bench) describe(ctx context.Context) (r results, err error) {
 	if err != nil {
 		return r, err
 	}
-	var name unix.Utsname
-	var info unix.Sysinfo_t
-	if err := errors.Join(unix.Uname(&name), unix.Sysinfo(&info)); err != nil {
+	host, err := figures.Host()
+	if err != nil {
 		return r, err
 	}
-	r.Host = fmt.Sprintf("Measured on %d cores (%s), %.1f GiB, Linux %s, QEMU %s with %s, %s",
-		runtime.NumCPU(), processor(), float64(info.Totalram)*float64(info.Unit)/(1<<30), unix.ByteSliceToString(name.Release[:]), h.QEMU, b.Machine.Accelerator, runtime.Version())
+	r.Host = fmt.Sprintf("%s, QEMU %s with %s", host, h.QEMU, b.Machine.Accelerator)
 	return r, nil
-}
-
-// processor returns the name that the kernel gives the processor.
-func processor() string {
-	b, err := os.ReadFile("/proc/cpuinfo")
-	if err == nil {
-		if _, rest, ok := strings.Cut(string(b), "model name"); ok {
-			line, _, _ := strings.Cut(rest, "\n")
-			return strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), ":"))
-		}
-	}
-	return runtime.GOARCH
 }
 
 // indexSize returns the bytes of an overlay's index.

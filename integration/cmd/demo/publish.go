@@ -12,11 +12,8 @@ import (
 	"cloudlet/integration/figures"
 )
 
-// The lines of the README between which the table of a demo stands.
-const (
-	tableBegin = "<!-- demo: begin -->\n"
-	tableEnd   = "<!-- demo: end -->\n"
-)
+// tableName is that of the table in the README.
+const tableName = "demo"
 
 // publish puts figures, picture and table of a demo into the project's documents.
 func publish(root string, d *demo, r *results) error {
@@ -28,17 +25,7 @@ func publish(root string, d *demo, r *results) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(root, "README.md")
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	head, rest, ok := strings.Cut(string(text), tableBegin)
-	_, tail, ok2 := strings.Cut(rest, tableEnd)
-	if !ok || !ok2 {
-		return fmt.Errorf("%s has no lines %q and %q", path, tableBegin, tableEnd)
-	}
-	return os.WriteFile(path, []byte(head+tableBegin+markdown(d.rows(), r)+tableEnd+tail), 0o644)
+	return figures.PutTable(filepath.Join(root, "README.md"), tableName, markdown(d.rows(), r))
 }
 
 // markdown is the table of a demo as it stands in the README.

@@ -44,6 +44,10 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(d.out), 0o755); err != nil {
 		return err
 	}
+	host, err := figures.Host()
+	if err != nil {
+		return err
+	}
 	d.options.Count, d.options.Log = 3, os.Stdout
 	if d.lab, err = cloudlets.Open(ctx, d.options); err != nil {
 		return err
@@ -55,7 +59,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 		err = errors.Join(err, d.lab.Close(context.WithoutCancel(ctx)))
 	}()
-	d.r = results{Network: d.options.Network.Name, Fill: d.fill, Churn: d.churn, Clients: d.workers, Host: host()}
+	d.r = results{Network: d.options.Network.Name, Fill: d.fill, Churn: d.churn, Clients: d.workers, Host: host}
 	if err := d.begin(ctx); err != nil {
 		return err
 	}

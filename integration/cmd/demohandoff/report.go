@@ -3,14 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 
 	"cloudlet/api"
 	"cloudlet/integration/appclient"
 	"cloudlet/integration/figures"
-
-	"golang.org/x/sys/unix"
 )
 
 var errMissed = errors.New("a target was missed")
@@ -99,13 +96,4 @@ func (d *demo) report() error {
 		return errMissed
 	}
 	return nil
-}
-
-func host() string {
-	release := "?"
-	var name unix.Utsname
-	if unix.Uname(&name) == nil {
-		release = unix.ByteSliceToString(name.Release[:])
-	}
-	return fmt.Sprintf("Measured on %d cores, %s, Linux %s, %s", runtime.NumCPU(), runtime.GOARCH, release, runtime.Version())
 }
