@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -148,4 +149,24 @@ func TestSplit(t *testing.T) {
 	require.ErrorContains(t, err, "state=complete")
 	_, err = newSplit(sourceLog, destinationLog, moved, appclient.Silence{Begin: at(0), End: at(1)})
 	require.ErrorContains(t, err, "longest silence")
+}
+
+// TestPublish: the documents are what was measured, and a miss is an error all the same.
+func TestPublish(t *testing.T) {
+	root := t.TempDir()
+	b := bench{r: *good(), out: filepath.Join(root, "out.json"), publish: root}
+	require.Error(t, checkReadme(root))
+	require.NoError(t, os.WriteFile(readme(root), []byte("a\n<!-- bench-handoff: begin -->\n<!-- bench-handoff: end -->\nb\n"), 0o644))
+	require.NoError(t, checkReadme(root))
+	require.NoError(t, b.report())
+	text, err := os.ReadFile(readme(root))
+	require.NoError(t, err)
+	require.Contains(t, string(text), b.r.markdown())
+	published, err := os.ReadFile(filepath.Join(root, "docs", "bench-handoff.json"))
+	require.NoError(t, err)
+	measured, err := os.ReadFile(b.out)
+	require.NoError(t, err)
+	require.Equal(t, measured, published)
+	find(&b.r, "128-idle-38m").HandoffCut = true
+	require.ErrorIs(t, b.report(), errMissed)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -68,7 +69,10 @@ func (b *bench) open(ctx context.Context, link string) (s *session, err error) {
 	_, err = within(ctx, b.bound, func(ctx context.Context) (handoffSample, error) {
 		return s.handoff(ctx, condition{Fill: 1, Link: link}, "first")
 	})
-	return s, err
+	if err != nil {
+		return s, fmt.Errorf("the first handoff: %w", err)
+	}
+	return s, nil
 }
 
 // mount is where the launch image is mounted, to compare residues with.
@@ -80,6 +84,9 @@ func (s *session) close(ctx context.Context) error {
 		if _, serr := os.Stat(filepath.Join(s.mount(), "memory")); serr == nil {
 			err = fmt.Errorf("unmount %s: %w: %s", s.mount(), uerr, out)
 		}
+	}
+	if rerr := os.Remove(s.mount()); err == nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = rerr
 	}
 	return errors.Join(err, s.lab.Close(ctx), os.RemoveAll(s.scratch()))
 }
