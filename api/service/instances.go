@@ -185,6 +185,11 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 		}
 		return s.end(ctx, r, api.Stopped, "the command that was starting it was killed")
 	}
+	if moved := s.movedTo(r.Handoff); moved != nil {
+		in := r.describe()
+		in.State, in.Reason, in.Moved = api.Paused, s.handoffState(r.Handoff), moved
+		return in, nil
+	}
 	vm, err := s.qemu.Adopt(ctx, s.instancePath(id, "vm"))
 	if err != nil {
 		return api.Instance{}, err
@@ -208,7 +213,6 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 	in.State, in.Reason, in.PID = api.State(status.State), status.Reason, vm.PID()
 	if r.Handoff != "" {
 		in.Reason = joinReason(in.Reason, s.handoffState(r.Handoff))
-		in.Moved = s.movedTo(r.Handoff)
 	}
 	for _, f := range vm.Forwards() {
 		in.Endpoints = append(in.Endpoints, api.Endpoint{Guest: f.Guest, Address: s.reachable(f)})

@@ -49,7 +49,12 @@ func values[S any](list []S, of func(S) float64) (v []float64) {
 	return v
 }
 
+// pause is from the guest's stop until its last overlay is published, still until it runs at
+// the other cloudlet.
 func (c *cell) pause() []float64 {
+	return values(c.Handoffs, func(h handoffSample) float64 { return h.Published })
+}
+func (c *cell) still() []float64 {
 	return values(c.Handoffs, func(h handoffSample) float64 { return h.Pause })
 }
 func (c *cell) gap() []float64 {
@@ -69,7 +74,7 @@ func spread(v []float64, decimals int) string {
 
 // columns are those of the table.
 func columns() []string {
-	return []string{"pause, s", "client gap, s", "total, s", "rounds", "MiB", "zstd -3, MiB", "QEMU: pause, s", "client gap, s", "MiB"}
+	return []string{"pause, s", "stands still, s", "client gap, s", "total, s", "rounds", "MiB", "zstd -3, MiB", "QEMU: pause, s", "client gap, s", "MiB"}
 }
 
 // row is a line of the table.
@@ -79,7 +84,7 @@ func (r *results) row(c *cell) []string {
 	}
 	q := func(decimals int, of func(qemuSample) float64) string { return spread(values(c.QEMU, of), decimals) }
 	row := []string{
-		spread(c.pause(), 2), spread(c.gap(), 2),
+		spread(c.pause(), 2), spread(c.still(), 2), spread(c.gap(), 2),
 		h(1, func(h handoffSample) float64 { return h.Total }),
 		h(0, func(h handoffSample) float64 { return float64(len(h.Rounds)) }),
 		h(1, func(h handoffSample) float64 { return figures.MiB(h.Bytes) }),
@@ -93,7 +98,7 @@ func (r *results) row(c *cell) []string {
 		row[0] += cut
 	}
 	if c.QEMUCut {
-		row[6] += cut
+		row[7] += cut
 	}
 	return row
 }

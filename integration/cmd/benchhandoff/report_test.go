@@ -56,7 +56,7 @@ func TestTargets(t *testing.T) {
 		change func(r *results)
 		want   []string
 	}{
-		{"pause", func(r *results) { find(r, "128-idle-1g").Handoffs[0].Pause = 0.31 }, []string{"pause, 128 MiB, idle, 1 Gbit/s"}},
+		{"pause", func(r *results) { find(r, "128-idle-1g").Handoffs[0].Published = 0.31 }, []string{"pause, 128 MiB, idle, 1 Gbit/s"}},
 		{"gap", func(r *results) { find(r, "128-idle-1g").Handoffs[0].Gap = 0.71 }, []string{"client gap, 128 MiB, idle, 1 Gbit/s"}},
 		{"bytes", func(r *results) {
 			c := find(r, "128-idle-1g")
@@ -67,7 +67,7 @@ func TestTargets(t *testing.T) {
 				find(r, "128-idle-38m").Handoffs[i].Gap = 2.1
 			}
 		}, []string{"client gap, 128 MiB, idle, 38 Mbit/s, 20 ms"}},
-		{"another cell", func(r *results) { find(r, "16-idle-1g").Handoffs[0].Pause = 9 }, nil},
+		{"another cell", func(r *results) { find(r, "16-idle-1g").Handoffs[0].Published = 9 }, nil},
 		{"given up", func(r *results) { find(r, "128-idle-38m").HandoffCut = true }, []string{"client gap, 128 MiB, idle, 38 Mbit/s, 20 ms"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
