@@ -82,7 +82,7 @@ type faultRun struct {
 	handoff   string // id
 	operation string // id
 	stops     []*cloudlets.Stop
-	told      int64           // what the client had been told when the guest was paused for go
+	told      int64 // what the client had been told when the guest was paused for go
 	witness   *witness
 }
 
