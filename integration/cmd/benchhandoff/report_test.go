@@ -21,7 +21,7 @@ func good() *results {
 	for _, c := range conditions() {
 		made := &cell{Name: c.name(), condition: c}
 		for _, more := range []float64{0, -0.1, 1} {
-			made.Handoffs = append(made.Handoffs, handoffSample{Pause: mostPause + more, Gap: mostGap + more, Bytes: 110, Residue: residue{Zstd: 100}})
+			made.Handoffs = append(made.Handoffs, handoffSample{Pause: mostPause + more, Published: mostPause + more, Gap: mostGap + more, Bytes: 110, Residue: residue{Zstd: 100}})
 			made.QEMU = append(made.QEMU, qemuSample{Pause: 2, Bytes: 1 << 20})
 		}
 		r.Cells = append(r.Cells, made)
