@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -46,6 +47,10 @@ type Destination struct {
 	held  bool // superseded, though that may not be on record
 	note  string
 	look  Look
+
+	mu    sync.Mutex
+	epoch uint64             // of a Prepare under way
+	cut   context.CancelFunc // ends it; nil: there is none
 }
 
 // OpenDestination takes up a handoff from its record, or waits for an offer if there is none.
@@ -81,7 +86,8 @@ func (d *Destination) lock(ctx context.Context) error {
 func (d *Destination) unlock() { d.turn <- struct{}{} }
 
 // Handle answers a message. What it does may outlast the connection that the message came
-// over: ctx should not end with that, since before go a verb that is cut off ends the handoff. An error means that the message was not acted upon as far as the
+// over: ctx should not end with that, since before go a verb that is cut off ends the handoff.
+// An abort cuts a Prepare off. An error means that the message was not acted upon as far as the
 // answer would tell, and may be sent again; it is no answer of the protocol.
 func (d *Destination) Handle(ctx context.Context, m Message) (Answer, error) {
 	if err := m.Validate(); err != nil {
@@ -89,6 +95,9 @@ func (d *Destination) Handle(ctx context.Context, m Message) (Answer, error) {
 	}
 	if m.Handoff != d.cfg.Handoff {
 		return Answer{}, broken("it is about handoff %.12s, not %.12s", m.Handoff, d.cfg.Handoff)
+	}
+	if m.Kind == KindAbort {
+		d.cutPrepare(m.Epoch)
 	}
 	if err := d.lock(ctx); err != nil {
 		return Answer{}, err
@@ -225,7 +234,12 @@ func (d *Destination) prepare(ctx context.Context, m Message) error {
 	if d.rec.State != Accepted {
 		return nil
 	}
-	if err := d.cfg.Site.Prepare(ctx, d.rec.Offer, m.Chain); err != nil {
+	sub, cancel := context.WithCancel(ctx)
+	d.setCut(d.rec.Epoch, cancel)
+	err := d.cfg.Site.Prepare(sub, d.rec.Offer, m.Chain)
+	d.setCut(0, nil)
+	cancel()
+	if err != nil {
 		return d.refuse(ctx, Reason{Text: cut("prepare: " + err.Error())})
 	}
 	rec := d.rec
@@ -234,6 +248,22 @@ func (d *Destination) prepare(ctx context.Context, m Message) error {
 		d.note = err.Error() // it stays accepted, and prepare may come again
 	}
 	return nil
+}
+
+func (d *Destination) setCut(epoch uint64, cut context.CancelFunc) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.epoch, d.cut = epoch, cut
+}
+
+// cutPrepare ends a Prepare under way that the source has given up: what it waits for may
+// not come any more.
+func (d *Destination) cutPrepare(epoch uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cut != nil && d.epoch == epoch {
+		d.cut()
+	}
 }
 
 // goes lets the guest run: only a VM that is there and has not run, and only once it is on

@@ -306,3 +306,44 @@ func TestDamagedRecord(t *testing.T) {
 	_, err := OpenSource(t.Context(), SourceConfig{Journal: memJournal{w, w.src}})
 	require.ErrorIs(t, err, ErrNoRecord)
 }
+
+// slowSite waits in Prepare until it is interrupted.
+type slowSite struct {
+	Site
+	waits chan struct{}
+}
+
+func (s slowSite) Prepare(ctx context.Context, _ Offer, _ []Overlay) error {
+	close(s.waits)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestAbortCutsPrepare: a destination that prepares does not keep an abort of its source
+// waiting, nor heed one of another epoch.
+func TestAbortCutsPrepare(t *testing.T) {
+	w := together(t)
+	w.stepTo(t, SourcePausing)
+	for w.source.phase != preparing {
+		w.source.Step(t.Context())
+	}
+	waits, answers := make(chan struct{}), make(chan Answer)
+	w.dest.cfg.Site = slowSite{w.dest.cfg.Site, waits}
+	prepare := w.source.message(KindPrepare)
+	go func() {
+		a, _ := w.dest.Handle(t.Context(), prepare)
+		answers <- a
+	}()
+	<-waits
+	abort := w.source.message(KindAbort)
+	stale := abort
+	stale.Epoch++
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err := w.dest.Handle(short, stale)
+	require.ErrorIs(t, err, context.DeadlineExceeded, "another epoch waits for its turn")
+	a, err := w.dest.Handle(t.Context(), abort)
+	require.NoError(t, err)
+	require.Equal(t, Never, a.State)
+	require.Equal(t, Never, (<-answers).State)
+}
