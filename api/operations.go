@@ -10,7 +10,7 @@ type Kind string
 
 // The kinds of operation, each with the request that begins it and the result it has.
 const (
-	KindCreateBase    Kind = "create-base"    // CreateBase, Base
+	KindCreateBase    Kind = "create-base"    // CreateBase or CaptureBase, Base
 	KindImportBase    Kind = "import-base"    // ImportBase, Base
 	KindVerifyBase    Kind = "verify-base"    // Verify, Base
 	KindCreateOverlay Kind = "create-overlay" // CreateOverlay, CreatedOverlay

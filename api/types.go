@@ -59,6 +59,7 @@ type Instance struct {
 	Name      string     `json:"name,omitempty"`
 	State     State      `json:"state"`
 	Reason    string     `json:"reason,omitempty"` // why it is in this state, where that is not plain
+	Reset     bool       `json:"reset,omitempty"`  // paused, and reset since: it boots from its present disk when it goes on
 	Image     string     `json:"image"`            // id of the launch image: last overlay, or base
 	Base      string     `json:"base"`
 	Overlays  []string   `json:"overlays,omitempty"` // ids, the one on the base first
@@ -125,6 +126,13 @@ type Probe struct {
 	Contains string `json:"contains,omitempty"`
 }
 
+// CaptureBase asks for a base VM to be made of a running instance, which goes on: its disk
+// and memory as they are, on no other base.
+type CaptureBase struct {
+	Instance string `json:"instance"`
+	Name     string `json:"name,omitempty"`
+}
+
 // CreateBase asks for a base VM to be booted and captured.
 type CreateBase struct {
 	Name        string        `json:"name,omitempty"`
@@ -145,7 +153,8 @@ type CreateBase struct {
 
 // Run asks for an instance.
 type Run struct {
-	Ref      string        `json:"ref"` // base or overlay: id, the beginning of one, name; overlay: file or URL
+	Ref      string        `json:"ref"`            // base or overlay: id, the beginning of one, name; overlay: file or URL
+	Base     string        `json:"base,omitempty"` // that Ref must be, or be made on: id, the beginning of one, name; "": any
 	Name     string        `json:"name,omitempty"`
 	Forwards []Forward     `json:"forwards,omitempty"`
 	Probe    *Probe        `json:"probe,omitempty"`   // wait for its first right answer
@@ -178,6 +187,7 @@ type CreateOverlay struct {
 	Name     string `json:"name,omitempty"`
 	Strategy string `json:"strategy,omitempty"` // "" is "balanced"
 	Output   string `json:"output,omitempty"`   // also write the overlay to this file
+	Stop     bool   `json:"stop,omitempty"`     // end the instance with it: nothing is lost that it did since
 }
 
 // CreatedOverlay is a new overlay and what making it cost.

@@ -35,6 +35,7 @@ type VM struct {
 type Status struct {
 	State  string `json:"state"` // "running", "paused", "io-error", "guest-panicked" or "ended"
 	Reason string `json:"reason,omitempty"`
+	Reset  bool   `json:"reset,omitempty"` // paused, and reset since: it boots when it is continued
 }
 
 // The states of a VM.
@@ -193,6 +194,8 @@ func statusOf(state string) Status {
 		return Status{State: GuestPanicked, Reason: "the guest's kernel has panicked"}
 	case "internal-error":
 		return Status{State: Paused, Reason: "QEMU stopped the VM: internal error of its accelerator: use --accel tcg"}
+	case "prelaunch":
+		return Status{State: Paused, Reason: "it was reset while it was paused: it boots when it is continued", Reset: true}
 	case "inmigrate":
 		return Status{State: Paused, Reason: "the VM's state is not loaded"}
 	}

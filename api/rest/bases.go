@@ -41,7 +41,7 @@ func (s *server) addBase(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	which, err := has(data, "source", "disk")
+	which, err := has(data, "source", "disk", "instance")
 	if err != nil {
 		return err
 	}
@@ -50,8 +50,10 @@ func (s *server) addBase(w *response, r *http.Request) error {
 		return submitAs[api.ImportBase](s, w, r, data)
 	case "disk":
 		return submitAs[api.CreateBase](s, w, r, data)
+	case "instance":
+		return submitAs[api.CaptureBase](s, w, r, data)
 	}
-	return bad("source", "neither source nor disk is given").fix("give source to import a base, disk to create one")
+	return bad("source", "none of source, disk and instance is given").fix("give source to import a base, disk to create one, instance to make one of what that is now")
 }
 
 // submitAs decodes a body that was read and begins its operation.

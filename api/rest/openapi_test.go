@@ -110,12 +110,12 @@ func TestOpenAPISchemas(t *testing.T) {
 	types := map[string]any{
 		"Base": api.Base{}, "Overlay": api.Overlay{}, "Upload": api.Upload{}, "Instance": api.Instance{}, "Endpoint": api.Endpoint{}, "Event": api.Event{},
 		"Mount": api.Mount{}, "Held": api.Held{}, "Operation": api.Operation{}, "Target": api.Target{}, "Error": api.Error{}, "Problem": problem{}, "Health": health{},
-		"ImportBase": api.ImportBase{}, "CreateBase": api.CreateBase{}, "Forward": api.Forward{}, "Probe": api.Probe{}, "ImportOverlay": api.ImportOverlay{},
+		"ImportBase": api.ImportBase{}, "CreateBase": api.CreateBase{}, "CaptureBase": api.CaptureBase{}, "Forward": api.Forward{}, "Probe": api.Probe{}, "ImportOverlay": api.ImportOverlay{},
 		"CreateOverlay": api.CreateOverlay{}, "CreateUpload": api.CreateUpload{}, "Run": api.Run{}, "Action": action{}, "NewOperation": newOperation{},
 		"HandOff": api.HandOff{}, "Handoff": api.Handoff{}, "HandoffRound": api.HandoffRound{}, "HandoffReason": api.HandoffReason{}, "Moved": api.Moved{},
 	}
 	require.ElementsMatch(t, slices.Collect(maps.Keys(types)), slices.Collect(maps.Keys(d.Components.Schemas)))
-	requests := []string{"ImportBase", "CreateBase", "Forward", "Probe", "ImportOverlay", "CreateOverlay", "CreateUpload", "Run", "Action", "NewOperation", "HandOff"}
+	requests := []string{"ImportBase", "CreateBase", "CaptureBase", "Forward", "Probe", "ImportOverlay", "CreateOverlay", "CreateUpload", "Run", "Action", "NewOperation", "HandOff"}
 	for name, v := range types {
 		t.Run(name, func(t *testing.T) {
 			s := d.Components.Schemas[name]

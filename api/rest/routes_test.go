@@ -40,6 +40,7 @@ func TestEveryRoute(t *testing.T) {
 		{"import base", call{method: "POST", path: "/v1/bases", body: `{"source":"https://depot/base.zip","name":"b"}`}, 202, submitted(r, api.ImportBase{Source: "https://depot/base.zip", Name: "b"})},
 		{"create base", call{method: "POST", path: "/v1/bases", body: `{"disk":"/d.raw","memory":1,"probe":{"port":80,"path":"/"},"forwards":[{"guest":80}]}`}, 202,
 			submitted(r, api.CreateBase{Disk: "/d.raw", Memory: 1, Probe: &api.Probe{Port: 80, Path: "/"}, Forwards: []api.Forward{{Guest: 80}}})},
+		{"base of an instance", call{method: "POST", path: "/v1/bases", body: `{"instance":"one","name":"b"}`}, 202, submitted(r, api.CaptureBase{Instance: "one", Name: "b"})},
 		{"package of base", call{method: "GET", path: "/v1/bases/debian/package"}, 200, func(t *testing.T, resp *http.Response) {
 			require.Equal(t, "PK package", text(t, resp))
 			require.Equal(t, "10", resp.Header.Get("Content-Length"))

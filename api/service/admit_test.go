@@ -99,7 +99,7 @@ func TestAdmissionOfInstances(t *testing.T) {
 	l, err := s.openLaunch(t.Context(), b.ID)
 	require.NoError(t, err)
 	defer l.close()
-	r, lk, err := s.newRecord(t.Context(), api.Run{}, l, json.RawMessage(fmt.Sprintf(`{"memory":%d}`, 1<<30)))
+	r, lk, err := s.newRecord(t.Context(), newID(), api.Run{}, l, json.RawMessage(fmt.Sprintf(`{"memory":%d}`, 1<<30)))
 	require.NoError(t, err)
 	op, err := promise(t, s, api.KindRun, need{Memory: 1 << 30, Instances: 1})
 	require.NoError(t, err)

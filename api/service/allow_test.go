@@ -196,7 +196,7 @@ func TestAllowInMount(t *testing.T) {
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "spec.json")
 	require.NoError(t, writeJSON(path, l.spec("/nowhere", 0)))
-	r, lk, err := s.newRecord(t.Context(), api.Run{}, l, nil)
+	r, lk, err := s.newRecord(t.Context(), newID(), api.Run{}, l, nil)
 	require.NoError(t, err)
 	lk.unlock()
 	require.NoError(t, l.close())

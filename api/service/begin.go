@@ -15,6 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// newID returns an id that no operation and no instance has had.
+func newID() string {
+	var b [6]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
 // task is what begin makes an operation of.
 type task struct {
 	caller Caller
@@ -37,11 +44,9 @@ func (s *Service) begin(ctx context.Context, t task) (out api.Operation, fresh b
 	if t.since.IsZero() {
 		t.since = time.Now()
 	}
-	var id [6]byte
-	rand.Read(id[:]) // never fails
 	op, life := newOperation(ctx, operationRecord{
 		Operation: api.Operation{
-			ID: hex.EncodeToString(id[:]), Kind: t.kind, State: api.OperationRunning, Version: 1, Target: t.target,
+			ID: newID(), Kind: t.kind, State: api.OperationRunning, Version: 1, Target: t.target,
 			Created: t.since.UTC(), Request: request,
 		},
 		Caller: t.caller.Name, Local: t.caller.Local, Daemon: s.cfg.Daemon, Upload: t.upload, Need: t.need,

@@ -17,7 +17,6 @@ import (
 // was resumed from, and puts it into the store. The guest stands still while its memory is
 // copied and its disk frozen, then runs on.
 func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
-	start := time.Now()
 	if err := s.checkName(req.Name); err != nil {
 		return out, err
 	}
@@ -30,6 +29,12 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 		return out, err
 	}
 	defer lk.unlock()
+	return s.overlayOf(ctx, r, vm, req, strategy, p)
+}
+
+// overlayOf is createOverlay of an instance whose lock is held.
+func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.CreateOverlay, strategy overlay.Strategy, p api.Progress) (out api.CreatedOverlay, err error) {
+	start := time.Now()
 	l, err := s.openLinks(ctx, r.Base, r.Links)
 	if err != nil {
 		return out, err
@@ -62,6 +67,44 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 		}
 	}
 	out.Took = time.Since(start).Seconds()
+	return out, nil
+}
+
+// createLastOverlay makes an overlay of an instance and ends it. The guest stands still in
+// between, so nothing that it did is lost; if there is no overlay, it goes on as it was.
+func (s *Service) createLastOverlay(ctx context.Context, id string, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
+	strategy, err := overlay.ParseStrategy(req.Strategy)
+	if err != nil {
+		return out, err
+	}
+	r, vm, lk, err := s.working(ctx, id)
+	if err != nil {
+		return out, err
+	}
+	defer lk.unlock()
+	status, err := vm.Status(ctx)
+	if err != nil {
+		return out, err
+	}
+	if status.State == vmm.Running {
+		if err := vm.Pause(ctx); err != nil {
+			return out, err
+		}
+		defer func() {
+			if err != nil {
+				bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoBound)
+				defer cancel()
+				err = errors.Join(err, vm.Continue(bound))
+			}
+		}()
+	}
+	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil {
+		return out, err
+	}
+	// The overlay is there; the end of its instance cannot be called off any more.
+	if _, eerr := s.end(context.WithoutCancel(ctx), r, api.Stopped, fmt.Sprintf("ended with the capture of overlay %.12s", out.ID)); eerr != nil {
+		s.log.Error("end instance after its capture", "instance", r.ID, "problem", eerr)
+	}
 	return out, nil
 }
 

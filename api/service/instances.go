@@ -2,8 +2,6 @@ package service
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,13 +62,11 @@ func (s *Service) writeRecord(r *record) error {
 	return writeJSON(s.instancePath(r.ID, "record.json"), r)
 }
 
-// newRecord makes the folder and the record of a new instance and takes its lock.
-func (s *Service) newRecord(ctx context.Context, req api.Run, l *launchImage, machine json.RawMessage) (*record, *lock, error) {
-	var b [6]byte
-	rand.Read(b[:]) // never fails
+// newRecord makes the folder and the record of the new instance id and takes its lock.
+func (s *Service) newRecord(ctx context.Context, id string, req api.Run, l *launchImage, machine json.RawMessage) (*record, *lock, error) {
 	image := l.image.ID().String()
 	r := &record{
-		ID: hex.EncodeToString(b[:]), Name: req.Name, Created: time.Now().UTC(), State: api.Starting,
+		ID: id, Name: req.Name, Created: time.Now().UTC(), State: api.Starting,
 		Image: image, Base: l.base.ID().String(), Links: l.links, Mount: mountKey(image), Machine: machine,
 		Lineage: newHandoffID(), Epoch: 1,
 	}
@@ -210,7 +206,7 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 		return s.end(ctx, r, api.Stopped, status.Reason)
 	}
 	in := r.describe()
-	in.State, in.Reason, in.PID = api.State(status.State), status.Reason, vm.PID()
+	in.State, in.Reason, in.Reset, in.PID = api.State(status.State), status.Reason, status.Reset, vm.PID()
 	if r.Handoff != "" {
 		in.Reason = joinReason(in.Reason, s.handoffState(r.Handoff))
 	}

@@ -371,7 +371,7 @@ func TestDeadOperations(t *testing.T) {
 
 	l, err := s.openLaunch(t.Context(), b.ID)
 	require.NoError(t, err)
-	in, lk, err := s.newRecord(t.Context(), api.Run{}, l, nil)
+	in, lk, err := s.newRecord(t.Context(), newID(), api.Run{}, l, nil)
 	require.NoError(t, err)
 	require.NoError(t, l.close())
 	lk.unlock()

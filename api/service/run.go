@@ -38,6 +38,7 @@ func (t *timeline) mark(name string) {
 
 // synthesis is a run that has been looked through.
 type synthesis struct {
+	id       string // of the instance
 	req      api.Run
 	forwards []vmm.Forward
 	base     string // id; "": an overlay
@@ -82,7 +83,12 @@ func (s *Service) newSynthesis(ctx context.Context, caller Caller, req api.Run, 
 	if err != nil {
 		return nil, err
 	}
-	j := &synthesis{req: req, forwards: forwards, t: t}
+	j := &synthesis{id: newID(), req: req, forwards: forwards, t: t}
+	if req.Base != "" {
+		if _, err := s.findBase(req.Base); err != nil {
+			return nil, err
+		}
+	}
 	if j.base, j.at, err = s.findLaunchFor(caller, req.Ref); err != nil {
 		return nil, err
 	}
@@ -98,12 +104,30 @@ func (s *Service) openSynthesis(ctx context.Context, j *synthesis) (err error) {
 		j.image = nil
 		return err
 	}
-	if j.machine, j.raw, err = s.machineOf(ctx, j.image); err != nil {
+	if err = s.checkBase(j); err == nil {
+		j.machine, j.raw, err = s.machineOf(ctx, j.image)
+	}
+	if err != nil {
 		err = errors.Join(err, j.close())
 		j.image = nil
 		return err
 	}
 	j.t.mark("opened")
+	return nil
+}
+
+// checkBase refuses an image that is not on the base that was asked for.
+func (s *Service) checkBase(j *synthesis) error {
+	if j.req.Base == "" {
+		return nil
+	}
+	id, err := s.findBase(j.req.Base)
+	if err != nil {
+		return err
+	}
+	if is := j.image.base.ID().String(); is != id {
+		return invalid("base", "the overlay is made on base %.12s, not on %.12s", is, id).Fix("ask for it with its own base")
+	}
 	return nil
 }
 
@@ -124,7 +148,7 @@ func (s *Service) run(ctx context.Context, j *synthesis, made func(id string)) (
 			return in, err
 		}
 	}
-	r, lk, err := s.newRecord(ctx, req, l, j.raw)
+	r, lk, err := s.newRecord(ctx, j.id, req, l, j.raw)
 	if lk != nil {
 		defer lk.unlock()
 	}

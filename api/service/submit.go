@@ -30,7 +30,7 @@ type VerifyBase struct{ api.Verify }
 // VerifyOverlay asks Submit to check an overlay.
 type VerifyOverlay struct{ api.Verify }
 
-// Submit begins an operation: api.CreateBase, api.ImportBase, VerifyBase, api.CreateOverlay,
+// Submit begins an operation: api.CreateBase, api.CaptureBase, api.ImportBase, VerifyBase, api.CreateOverlay,
 // api.ImportOverlay, VerifyOverlay, api.Profile, api.Run or api.HandOff. What is wrong with the request, and what
 // cannot fit on this host, is an error at once and leaves nothing. The work goes on when ctx
 // has ended; Close joins it. The same caller, key and request give the same operation for 24
@@ -73,7 +73,7 @@ func (s *Service) submitOnce(ctx context.Context, caller Caller, kind api.Kind, 
 
 func kindOf(req any) api.Kind {
 	switch req.(type) {
-	case api.CreateBase:
+	case api.CreateBase, api.CaptureBase:
 		return api.KindCreateBase
 	case api.ImportBase:
 		return api.KindImportBase
@@ -100,6 +100,8 @@ func (s *Service) submit(ctx context.Context, caller Caller, req any) (op api.Op
 		return s.submitRun(ctx, t, req)
 	case api.CreateBase:
 		err = s.submitCreateBase(ctx, &t, req)
+	case api.CaptureBase:
+		err = s.submitCaptureBase(&t, req)
 	case api.ImportBase:
 		err = s.submitImportBase(&t, req)
 	case VerifyBase:
@@ -134,6 +136,7 @@ func (s *Service) submitRun(ctx context.Context, t task, req api.Run) (api.Opera
 	late := j.image == nil
 	t.work = func(ctx context.Context, op *operation) (any, error) {
 		line.report = op.progress
+		j.id = op.record.ID // so whoever began it knows the instance before there is one
 		if late {
 			j.fits = func(ctx context.Context, memory int64) error { return s.admitLate(ctx, op, memory) }
 		}
@@ -245,18 +248,42 @@ func (s *Service) submitCreateOverlay(t *task, req api.CreateOverlay) error {
 	if _, err := overlay.ParseStrategy(req.Strategy); err != nil {
 		return &api.Error{Code: api.Invalid, Detail: err.Error(), Field: "strategy", Err: err}
 	}
-	if err := s.checkNewName(req.Name); err != nil {
-		return err
-	}
-	id, err := s.findInstance(req.Instance)
+	id, err := s.submitCapture(t, req.Instance, req.Name)
 	if err != nil {
 		return err
 	}
+	t.work = func(ctx context.Context, op *operation) (any, error) {
+		if req.Stop {
+			return s.createLastOverlay(ctx, id, req, op.progress)
+		}
+		return s.createOverlay(ctx, req, op.progress)
+	}
+	return nil
+}
+
+// submitCapture aims a task at an instance that is to be captured under a new name.
+func (s *Service) submitCapture(t *task, instance, name string) (id string, err error) {
+	if err := s.checkNewName(name); err != nil {
+		return "", err
+	}
+	if id, err = s.findInstance(instance); err != nil {
+		return "", err
+	}
 	if r, err := s.readRecord(id); err == nil && !r.alive() {
-		return api.Errorf(api.Conflict, "instance %s has ended: %s", id, r.Reason).Fix("start another with `cloudlet run`")
+		return "", api.Errorf(api.Conflict, "instance %s has ended: %s", id, r.Reason).Fix("start another with `cloudlet run`")
 	}
 	t.target = &api.Target{Type: "instance", ID: id}
-	t.work = func(ctx context.Context, op *operation) (any, error) { return s.createOverlay(ctx, req, op.progress) }
+	return id, nil
+}
+
+func (s *Service) submitCaptureBase(t *task, req api.CaptureBase) error {
+	id, err := s.submitCapture(t, req.Instance, req.Name)
+	if err != nil {
+		return err
+	}
+	t.work = func(ctx context.Context, op *operation) (any, error) {
+		return s.captureBase(ctx, id, req.Name, op.progress)
+	}
 	return nil
 }
 
