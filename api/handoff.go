@@ -8,6 +8,7 @@ type HandOff struct {
 	To        string `json:"to"`                   // http://HOST:PORT or https://HOST:PORT of the other cloudlet
 	Token     string `json:"token,omitempty"`      // that it accepts, of the role peer or operate
 	Rounds    int    `json:"rounds,omitempty"`     // at most so many while the guest runs; 0: 4; less than 0: none
+	Name      string `json:"name,omitempty"`       // there; "": the one that it has
 	KeepPorts bool   `json:"keep_ports,omitempty"` // the guest's ports are to be reachable by the same numbers
 }
 

@@ -103,7 +103,7 @@ func TestTokensReload(t *testing.T) {
 			time.Sleep(tokensCheckEvery)
 		}
 		log := &logged{}
-		list := openTokens(path, slog.New(slog.NewTextHandler(log, nil)))
+		list := OpenTokens(path, slog.New(slog.NewTextHandler(log, nil)))
 		knows := func(token string) bool {
 			_, ok := list.find(token)
 			return ok
@@ -154,7 +154,7 @@ func TestEnsureTokens(t *testing.T) {
 	data, err := os.ReadFile(path)
 	require.NoError(t, err)
 	fields := strings.Fields(string(data))
-	_, ok := openTokens(path, slog.New(slog.DiscardHandler)).find(fields[len(fields)-1])
+	_, ok := OpenTokens(path, slog.New(slog.DiscardHandler)).find(fields[len(fields)-1])
 	require.True(t, ok)
 
 	made, err = EnsureTokens(path)

@@ -7,13 +7,13 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"cloudlet/api"
+	"cloudlet/api/strict"
 )
 
 const (
@@ -83,102 +83,7 @@ func (s *server) decode(w *response, r *http.Request, v any) error {
 }
 
 // parse is decode of a body that was read.
-func parse(data []byte, v any) error {
-	err := json.Unmarshal(data, v)
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		return bad("", "the body is not one JSON document: byte %d: %w", syntax.Offset, err)
-	case errors.As(err, &kind):
-		return bad(kind.Field, "%s: a %s cannot be given where a %s is wanted", kind.Field, kind.Value, wanted(kind.Type))
-	case err != nil:
-		return bad("", "the body cannot be understood: %w", err)
-	}
-	return checkFields(json.NewDecoder(bytes.NewReader(data)), reflect.TypeOf(v).Elem(), "")
-}
-
-// wanted names a Go type in JSON's words.
-func wanted(t reflect.Type) string {
-	switch t.Kind() {
-	case reflect.String:
-		return "string"
-	case reflect.Bool:
-		return "boolean"
-	case reflect.Slice:
-		return "list"
-	case reflect.Struct, reflect.Map, reflect.Pointer:
-		return "object"
-	}
-	return "whole number in range"
-}
-
-// checkFields reads one value and refuses fields that t has not under exactly that name, and
-// fields given twice: encoding/json takes both in silence.
-func checkFields(dec *json.Decoder, t reflect.Type, path string) error {
-	tok, err := dec.Token()
-	if err != nil {
-		return bad("", "the body cannot be understood: %w", err)
-	}
-	for t.Kind() == reflect.Pointer {
-		t = t.Elem()
-	}
-	switch tok {
-	case json.Delim('['):
-		for i := 0; dec.More(); i++ {
-			if err := checkFields(dec, t.Elem(), path+"["+strconv.Itoa(i)+"]"); err != nil {
-				return err
-			}
-		}
-	case json.Delim('{'):
-		seen := map[string]bool{}
-		for dec.More() {
-			key, err := dec.Token()
-			if err != nil {
-				return bad("", "the body cannot be understood: %w", err)
-			}
-			name, _ := key.(string)
-			at := strings.TrimPrefix(path+"."+name, ".")
-			field, ok := fieldOf(t, name)
-			if !ok {
-				return bad(at, "there is no field %q", at).fix("it knows %s", strings.Join(fieldsOf(t), ", "))
-			}
-			if seen[name] {
-				return bad(at, "the field %q is given twice", at)
-			}
-			seen[name] = true
-			if err := checkFields(dec, field, at); err != nil {
-				return err
-			}
-		}
-	default:
-		return nil
-	}
-	_, err = dec.Token() // the closing one
-	return err
-}
-
-func fieldOf(t reflect.Type, name string) (reflect.Type, bool) {
-	for i := range t.NumField() {
-		if f := t.Field(i); nameOf(f) == name {
-			return f.Type, true
-		}
-	}
-	return nil, false
-}
-
-func fieldsOf(t reflect.Type) []string {
-	var names []string
-	for i := range t.NumField() {
-		names = append(names, nameOf(t.Field(i)))
-	}
-	return names
-}
-
-func nameOf(f reflect.StructField) string {
-	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-	return name
-}
+func parse(data []byte, v any) error { return strict.Decode(data, v) }
 
 // has reports which of the names are fields of a body, to tell apart the requests that one
 // route takes. The first one counts.

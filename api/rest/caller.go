@@ -39,6 +39,7 @@ const (
 	peerKey     contextKey = iota // *peer: who is on the other end, where the host knows
 	stoppingKey                   // <-chan struct{}: closed when Serve begins to stop
 	whoKey                        // identity: who sends the request
+	callerKey                     // *identity: takes who sends the request, for the log
 )
 
 // peer is a process of this host.

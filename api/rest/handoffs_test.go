@@ -147,7 +147,7 @@ func TestWrongKeys(t *testing.T) {
 func TestSecretsAreNotLogged(t *testing.T) {
 	r := newRig(t, Limits{})
 	var log bytes.Buffer
-	r.handler = New(Config{Service: r.fake, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), Tokens: r.tokens})
+	r.handler = New(Config{Service: r.fake, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})), Tokens: OpenTokens(r.tokens, nil)})
 	path := handoffContentPath + "?key=" + handoffKey
 	handOff := `{"to":"http://x:1","token":"` + handoffKey + `"`
 	r.do(call{method: "GET", path: path})

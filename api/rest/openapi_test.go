@@ -126,7 +126,7 @@ func TestOpenAPISchemas(t *testing.T) {
 				if tag == "-" {
 					continue
 				}
-				field := nameOf(typ.Field(i))
+				field := fieldName(typ.Field(i))
 				fields = append(fields, field)
 				if !strings.Contains(tag, ",omit") {
 					always = append(always, field)
@@ -223,4 +223,10 @@ func apiConstants(t *testing.T) map[string][]string {
 		}
 	}
 	return out
+}
+
+// fieldName is what a field is called in JSON.
+func fieldName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+	return name
 }

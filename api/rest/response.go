@@ -3,6 +3,7 @@ package rest
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -128,7 +129,7 @@ func (a *arriving) Read(p []byte) (int, error) {
 }
 
 // errStalled is what a body ends with whose bytes did not come in time.
-var errStalled = errors.New("no bytes came in time")
+var errStalled = fmt.Errorf("no bytes came in time: %w", os.ErrDeadlineExceeded)
 
 // writeJSON answers with a document.
 func writeJSON(w *response, status int, v any) error {

@@ -61,8 +61,10 @@ type Config struct {
 	Service Service
 	// Log takes requests and failures; nil: nothing.
 	Log *slog.Logger
-	// Tokens is the path of the tokens file; "" means that nobody has a token.
-	Tokens string
+	// Tokens are those of callers over TCP; nil: nobody has one.
+	Tokens *Tokens
+	// Others are answered beside /v1.
+	Others []Other
 	Limits Limits
 }
 
@@ -99,7 +101,7 @@ func (l Limits) withDefaults() Limits {
 type server struct {
 	service  Service
 	log      *slog.Logger
-	tokens   *tokens
+	tokens   *Tokens
 	limits   Limits
 	mux      *http.ServeMux
 	slots    chan struct{} // holds one element for each request under way
@@ -114,11 +116,18 @@ func New(c Config) http.Handler {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.tokens = openTokens(c.Tokens, s.log)
+	if s.tokens = c.Tokens; s.tokens == nil {
+		s.tokens = OpenTokens("", s.log)
+	}
 	s.slots, s.fetches = make(chan struct{}, s.limits.Requests), make(chan struct{}, s.limits.Requests)
 	s.measure()
 	for _, rt := range routes() {
 		s.mux.Handle(rt.method+" "+rt.path, &bound{s, rt})
+	}
+	for _, o := range c.Others {
+		for _, pattern := range o.Patterns() {
+			s.mux.Handle(pattern, other{o})
+		}
 	}
 	return s
 }
@@ -129,12 +138,13 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := newResponse(rw, r, s.limits)
 	label := "none"
 	var who identity
+	refusal := writeProblem
 	defer func() {
 		v := recover()
 		if v != nil && v != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
 			s.log.Error("panic", "method", r.Method, "route", label, "panic", v, "stack", stack())
 			if w.status == 0 {
-				writeProblem(w, api.Errorf(api.Internal, "the request met a defect").Fix("see the daemon's log, and report it"))
+				refusal(w, api.Errorf(api.Internal, "the request met a defect").Fix("see the daemon's log, and report it"))
 				v = nil
 			} else {
 				v = http.ErrAbortHandler
@@ -150,6 +160,12 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	b, ok := h.(*bound)
 	if ok {
 		label = b.route.label(r)
+	}
+	if o, beside := h.(other); beside {
+		label = o.Label(r)
+		refusal = func(w http.ResponseWriter, err error) { o.Refuse(w, r, err) }
+		s.serveOther(o, w, r, &who)
+		return
 	}
 	if err := s.admit(r, b, &who); err != nil {
 		writeProblem(w, err)
@@ -167,7 +183,7 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			if who.local {
 				break // the operator on this host can always look, and cancel
 			}
-			writeProblem(w, refuse(http.StatusServiceUnavailable, "%d requests are under way, and no more are taken", s.limits.Requests).fix("ask again"))
+			writeProblem(w, s.crowded())
 			return
 		}
 	}
@@ -176,6 +192,11 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		r.Body = w.body
 	}
 	s.mux.ServeHTTP(w, r) // it sets the path's values
+}
+
+// crowded refuses a request for which there is no room.
+func (s *server) crowded() error {
+	return refuse(http.StatusServiceUnavailable, "%d requests are under way, and no more are taken", s.limits.Requests).fix("ask again")
 }
 
 // slotsOf are what a route's requests share; nil: they are not bounded.

@@ -58,7 +58,8 @@ func newRig(t *testing.T, limits Limits) *rig {
 	r := &rig{t: t, fake: newFake(), tokens: filepath.Join(t.TempDir(), "tokens"), log: &logged{}}
 	text := "# test\nread reader " + readToken + "\noperate operator " + operateToken + "\npeer edge " + peerToken + "\n"
 	require.NoError(t, os.WriteFile(r.tokens, []byte(text), 0o600))
-	r.handler = New(Config{Service: r.fake, Log: slog.New(slog.NewTextHandler(r.log, nil)), Tokens: r.tokens, Limits: limits})
+	log := slog.New(slog.NewTextHandler(r.log, nil))
+	r.handler = New(Config{Service: r.fake, Log: log, Tokens: OpenTokens(r.tokens, log), Limits: limits})
 	return r
 }
 

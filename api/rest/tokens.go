@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -40,8 +41,9 @@ type stamp struct {
 	inode uint64
 }
 
-// tokens is the tokens file as it was last understood.
-type tokens struct {
+// Tokens is a tokens file as it was last understood; it is read again when it changes. It is
+// safe for concurrent use.
+type Tokens struct {
 	path string
 	log  *slog.Logger
 
@@ -52,15 +54,29 @@ type tokens struct {
 	list    []token
 }
 
-// openTokens reads the tokens file; without a path there are none.
-func openTokens(path string, log *slog.Logger) *tokens {
-	t := &tokens{path: path, log: log}
+// OpenTokens reads the tokens file at path; "" means that nobody has a token. What is wrong
+// with it goes to the log; nil: nowhere.
+func OpenTokens(path string, log *slog.Logger) *Tokens {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	t := &Tokens{path: path, log: log}
 	t.refresh()
 	return t
 }
 
+// Identify returns the name and the role, "read", "operate" or "peer", of whom a token belongs
+// to. Where ctx is that of a request to an Other, it is logged under that name.
+func (t *Tokens) Identify(ctx context.Context, token string) (name, role string, ok bool) {
+	who, ok := t.find(token)
+	if to, known := ctx.Value(callerKey).(*identity); known && ok {
+		*to = who
+	}
+	return who.name, string(who.role), ok
+}
+
 // find returns who a token belongs to. It takes the same time for every token.
-func (t *tokens) find(bearer string) (identity, bool) {
+func (t *Tokens) find(bearer string) (identity, bool) {
 	t.refresh()
 	t.mu.Lock()
 	list := t.list
@@ -77,7 +93,7 @@ func (t *tokens) find(bearer string) (identity, bool) {
 }
 
 // refresh reads the file again if it has changed, looking at most once a second.
-func (t *tokens) refresh() {
+func (t *Tokens) refresh() {
 	if t.path == "" {
 		return
 	}

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,9 @@ func (s *Service) checkHandOff(caller Caller, req api.HandOff, token string) err
 	}
 	if strings.ContainsAny(token, "\r\n\x00") || len(token) > 4096 {
 		return invalid("token", "the token is no token")
+	}
+	if err := s.checkName(req.Name); err != nil {
+		return err
 	}
 	if req.Rounds > overlay.MaxDepth-2 {
 		return invalid("rounds", "%d rounds, the limit is %d", req.Rounds, overlay.MaxDepth-2)
@@ -172,7 +176,7 @@ func (s *Service) offer(ctx context.Context, id string, r *record, vm *vmm.VM, m
 		lineage = newHandoffID()
 	}
 	o = handoff.Offer{
-		Cloudlet: cloudlet, Lineage: lineage, Name: r.Name, Base: r.Base, Machine: r.Machine, Fingerprint: machine.Fingerprint(),
+		Cloudlet: cloudlet, Lineage: lineage, Name: cmp.Or(req.Name, r.Name), Base: r.Base, Machine: r.Machine, Fingerprint: machine.Fingerprint(),
 		Memory: machine.Memory, Disk: disk, Residue: s.residueOf(r, vm), Paused: status.State == vmm.Paused,
 	}
 	for _, f := range vm.Forwards() {

@@ -124,6 +124,23 @@ func (s *Service) OperationEvents(ctx context.Context, id string, after int64) i
 	}
 }
 
+// ForgetOperation removes the record of an operation that has ended; what it has made stays.
+// One that goes on is a Conflict.
+func (s *Service) ForgetOperation(ctx context.Context, id string) error {
+	id, err := s.findOperation(id)
+	if err != nil {
+		return fail(err)
+	}
+	now, _, err := s.look(ctx, id)
+	if err != nil {
+		return fail(err)
+	}
+	if !now.State.Ended() || s.own(id) != nil {
+		return api.Errorf(api.Conflict, "operation %s has not ended: it is %s", id, now.State).Fix("cancel it first")
+	}
+	return fail(s.locked(ctx, func() error { return os.RemoveAll(s.operationPath(id)) }))
+}
+
 // CancelOperation ends an operation and returns when nothing is left of its work. One that
 // has ended already, or that succeeds in this moment, is a Conflict.
 func (s *Service) CancelOperation(ctx context.Context, id string) (api.Operation, error) {

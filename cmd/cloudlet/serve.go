@@ -211,7 +211,7 @@ func (o *serve) run(ctx context.Context) (err error) {
 	if c.Advertise != "" {
 		log.Info("other cloudlets reach this one", "at", c.Advertise)
 	}
-	handler := rest.New(rest.Config{Service: s, Log: log, Tokens: tokens})
+	handler := rest.New(rest.Config{Service: s, Log: log, Tokens: rest.OpenTokens(tokens, log)})
 	n := &notifier{socket: o.env.getenv("NOTIFY_SOCKET"), log: log}
 	n.tell("READY=1\nSTATUS=serving " + s.Dir())
 	stopBeating := n.beat(o.env.getenv("WATCHDOG_USEC"), o.env.getenv("WATCHDOG_PID"), handler)
