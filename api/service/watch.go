@@ -135,7 +135,11 @@ func (s *Service) ForgetOperation(ctx context.Context, id string) error {
 	if err != nil {
 		return fail(err)
 	}
-	if !now.State.Ended() || s.own(id) != nil {
+	s.mu.Lock()
+	op := s.live[id]
+	unsaved := op != nil && op.unsaved
+	s.mu.Unlock()
+	if !now.State.Ended() || unsaved {
 		return api.Errorf(api.Conflict, "operation %s has not ended: it is %s", id, now.State).Fix("cancel it first")
 	}
 	return fail(s.locked(ctx, func() error { return os.RemoveAll(s.operationPath(id)) }))

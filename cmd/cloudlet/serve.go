@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	"cloudlet/api/nova"
 	"cloudlet/api/rest"
 	"cloudlet/api/service"
 
@@ -47,7 +48,8 @@ func newServe(env *environment) *cobra.Command {
 		Use: "serve", Short: "Run the service: the REST API over a unix socket and TCP", Args: args(0),
 		Long: `Serves /v1 on the unix socket cloudlet.sock of the state folder, for its own user and root,
 and with --listen over TCP, where each request needs a token of the file "tokens" of the
-state folder. The first start makes that file with one token of the role operate. Other
+state folder. The first start makes that file with one token of the role operate. Stock
+OpenStack clients use the same tokens at /v2.1. Other
 commands on this host use the daemon by themselves. Other cloudlets, to and from which
 instances are handed off, reach it at --advertise.
 
@@ -211,7 +213,11 @@ func (o *serve) run(ctx context.Context) (err error) {
 	if c.Advertise != "" {
 		log.Info("other cloudlets reach this one", "at", c.Advertise)
 	}
-	handler := rest.New(rest.Config{Service: s, Log: log, Tokens: rest.OpenTokens(tokens, log)})
+	known := rest.OpenTokens(tokens, log)
+	handler := rest.New(rest.Config{
+		Service: s, Log: log, Tokens: known,
+		Others: []rest.Other{nova.New(nova.Config{Service: s, Auth: authenticator{known}, Log: log})},
+	})
 	n := &notifier{socket: o.env.getenv("NOTIFY_SOCKET"), log: log}
 	n.tell("READY=1\nSTATUS=serving " + s.Dir())
 	stopBeating := n.beat(o.env.getenv("WATCHDOG_USEC"), o.env.getenv("WATCHDOG_PID"), handler)
@@ -223,6 +229,21 @@ func (o *serve) run(ctx context.Context) (err error) {
 	defer stopBeating()
 	server := &rest.Server{Handler: handler, Log: log, Drain: max(o.drain, time.Millisecond)} // 0 would mean its own
 	return server.Serve(ctx, listeners...)
+}
+
+// authenticator lets the holders of the daemon's tokens use Nova's shapes.
+type authenticator struct{ tokens *rest.Tokens }
+
+// Authenticate implements nova.Authenticator.
+func (a authenticator) Authenticate(ctx context.Context, token string) (nova.Identity, error) {
+	name, role, ok := a.tokens.Identify(ctx, token)
+	switch {
+	case !ok:
+		return nova.Identity{}, nova.ErrUnknownToken
+	case role == "peer":
+		return nova.Identity{}, nova.ErrForbidden
+	}
+	return nova.Identity{Name: name, Write: role == "operate"}, nil
 }
 
 // end finishes the work of the service; instances go on unless told otherwise.
