@@ -21,6 +21,7 @@ need xdelta3 xdelta3
 need ip iproute2
 need curl curl
 need jq jq
+need openstack python3-openstackclient
 for program; do need "$program" "$program"; done
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 

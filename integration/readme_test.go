@@ -24,13 +24,26 @@ func TestReadmeService(t *testing.T) {
 		"event: operation", `"name":"first answer"`, "cloudlet_first_response", `"code":"not_found"`, `{"name":"one","state":"stopped"}`)
 }
 
+// TestOpenStackClient does so with the lines about OpenStack: Debian's client as it is resumes a
+// base, synthesises an overlay from a URL, pauses and deletes.
+func TestOpenStackClient(t *testing.T) {
+	for _, program := range []string{"openstack", "jq", "python3"} {
+		if _, err := exec.LookPath(program); err != nil {
+			skip(t, err.Error())
+		}
+	}
+	out := pasted(t, 2, "base-memhash", "ACTIVE", "PAUSED")
+	require.Regexp(t, `c10d1e70-[0-9a-f-]+ +\| one +\| ACTIVE`, out)
+	require.Regexp(t, `"token":"[0-9a-f]{32}"`, out, "the guest answers")
+}
+
 // pasted runs a block of the README, which must print these words and leave nothing.
-func pasted(t *testing.T, block int, words ...string) {
+func pasted(t *testing.T, block int, words ...string) string {
 	l := newEmptyLab(t)
 	text, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
 	blocks := regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(text), -1)
-	require.Len(t, blocks, 2)
+	require.Len(t, blocks, 3)
 	const state = "CLOUDLET_STATE=$PWD/build/state"
 	require.Contains(t, blocks[block][1], state)
 	script := strings.ReplaceAll(blocks[block][1], state, "CLOUDLET_STATE="+l.state)
@@ -44,4 +57,5 @@ func pasted(t *testing.T, block int, words ...string) {
 		require.Contains(t, string(out), want)
 	}
 	require.Empty(t, l.leftovers())
+	return string(out)
 }

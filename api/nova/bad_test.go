@@ -52,6 +52,7 @@ func TestBad(t *testing.T) {
 		"name of a server":        {"GET", "/v2.1/servers/run", "", 404, "itemNotFound", []string{"run"}},
 		"delete none":             {"DELETE", "/v2.1/servers/" + server("ff"), "", 404, "itemNotFound", nil},
 		"metadatum":               {"GET", "/v2.1/servers/" + server("1") + "/metadata/x", "", 404, "itemNotFound", []string{"x"}},
+		"no such network":         {"GET", "/v2.1/servers/" + server("1") + "/ips/public", "", 404, "itemNotFound", []string{"public"}},
 		"change metadata":         {"POST", "/v2.1/servers/" + server("1") + "/metadata", `{"metadata":{}}`, 403, "forbidden", []string{"overlay_url"}},
 		"migrations too early":    {"GET", "/v2.1/servers/" + server("7") + "/migrations", "", 404, "itemNotFound", []string{"2.23"}},
 		"body of a GET":           {"GET", "/v2.1/servers", `{}`, 400, "badRequest", []string{"no body"}},

@@ -131,6 +131,8 @@ func routes() []*route {
 		{method: "PUT", path: "/v2.1/servers/{id}/metadata", writes: true, body: true, do: (*Handler).fixedMetadata},
 		{method: "PUT", path: "/v2.1/servers/{id}/metadata/{key}", writes: true, body: true, do: (*Handler).fixedMetadata},
 		{method: "DELETE", path: "/v2.1/servers/{id}/metadata/{key}", writes: true, do: (*Handler).fixedMetadata},
+		{method: "GET", path: "/v2.1/servers/{id}/ips", do: (*Handler).ips},
+		{method: "GET", path: "/v2.1/servers/{id}/ips/{network}", do: (*Handler).ips},
 		{method: "GET", path: "/v2.1/servers/{id}/migrations", since: withMigrations, do: (*Handler).migrations},
 		{method: "GET", path: "/v2.1/servers/{id}/migrations/{migration}", since: withMigrations, do: (*Handler).migration},
 		{method: "DELETE", path: "/v2.1/servers/{id}/migrations/{migration}", since: withAbort, writes: true, do: (*Handler).abortMigration},

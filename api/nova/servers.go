@@ -245,6 +245,34 @@ func (v *vm) addresses() map[string][]address {
 	return out
 }
 
+// ips answers with the addresses alone, of all networks or of one.
+func (h *Handler) ips(c *call) error {
+	v, err := h.find(c)
+	if err != nil {
+		return err
+	}
+	all := map[string][]listed{}
+	for name, list := range v.addresses() {
+		for _, a := range list {
+			all[name] = append(all[name], listed{a.Version, a.Addr})
+		}
+	}
+	name := c.r.PathValue("network")
+	if name == "" {
+		return c.answer(http.StatusOK, map[string]any{"addresses": all})
+	}
+	if all[name] == nil {
+		return missing("instance has no network %.60q", name)
+	}
+	return c.answer(http.StatusOK, map[string]any{name: all[name]})
+}
+
+// listed is an address in a list of addresses.
+type listed struct {
+	Version int    `json:"version"`
+	Addr    string `json:"addr"`
+}
+
 // metadata say what the server is made of and where it can be reached.
 func (v *vm) metadata() map[string]string {
 	out := map[string]string{}

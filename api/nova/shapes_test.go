@@ -27,6 +27,7 @@ func TestGolden(t *testing.T) {
 		"flavors": "/v2.1/flavors", "flavors-detail": "/v2.1/flavors/detail", "flavor": "/v2.1/flavors/c1.m256.d3", "extra-specs": "/v2.1/flavors/c1.m256.d3/os-extra_specs",
 		"images": "/v2.1/images", "images-detail": "/v2.1/images/detail", "image": "/v2.1/images/" + imageID(baseID, baseDisk), "glance": "/v2/images", "glance-image": "/v2/images/" + imageID(overlayID, overlayImage),
 		"servers": "/v2.1/servers", "servers-detail": "/v2.1/servers/detail", "servers-deleted": "/v2.1/servers?deleted=True", "server": "/v2.1/servers/" + server("1"), "server-failed": "/v2.1/servers/" + server("b"),
+		"ips": "/v2.1/servers/" + server("1") + "/ips", "ips-network": "/v2.1/servers/" + server("1") + "/ips/cloudlet",
 		"server-moved": "/v2.1/servers/" + server("6"), "metadata": "/v2.1/servers/" + server("7") + "/metadata", "metadatum": "/v2.1/servers/" + server("1") + "/metadata/endpoint_8080",
 	} {
 		requireGolden(t, r, name, path)
