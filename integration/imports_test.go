@@ -25,8 +25,9 @@ var allowed = map[string][]string{
 	"handoff":                   {"overlay"},
 	"api":                       {},
 	"api/service":               {"overlay", "overlay/source", "fusefs", "vmm", "handoff", "api"},
-	"api/rest":                  {"api", "api/service"},
-	"api/nova":                  {"api", "api/service"},
+	"api/strict":                {"api"},
+	"api/rest":                  {"api", "api/service", "api/strict"},
+	"api/nova":                  {"api", "api/service", "api/strict"},
 	"api/client":                {"api"},
 	"cmd/cloudlet":              {"api/...", "overlay", "fusefs", "vmm"},
 	"integration/...":           {"..."},
@@ -42,6 +43,7 @@ var outside = map[string]string{
 	"github.com/spf13":              "cmd",
 	"github.com/vbauerster/mpb":     "cmd",
 	"github.com/prometheus":         "api/rest",
+	"github.com/gophercloud":        "integration",
 }
 
 type listed struct {

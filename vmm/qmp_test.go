@@ -210,3 +210,14 @@ func TestQMPLateAnswer(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Running, state)
 }
+
+// TestStatusOf: a guest that was reset while it was paused is told from one that waits.
+func TestStatusOf(t *testing.T) {
+	require.Equal(t, Status{State: Running}, statusOf("running"))
+	require.Equal(t, Status{State: Paused}, statusOf("paused"))
+	off := statusOf("prelaunch")
+	require.Equal(t, Paused, off.State)
+	require.True(t, off.Reset)
+	require.False(t, statusOf("inmigrate").Reset)
+	require.Contains(t, statusOf("colo").Reason, "colo")
+}
