@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
@@ -20,18 +21,8 @@ const (
 	CodecXZ   Codec = 2
 )
 
-// Delta is what the pages of a frame are subtracted from before compression.
-type Delta uint8
-
-// The deltas of format version 1.
-const (
-	DeltaNone Delta = 0
-	DeltaXOR  Delta = 1 // XOR with the base's page of the same address
-)
-
 var (
 	codecNames = []string{"none", "zstd", "xz"}
-	deltaNames = []string{"none", "xor"}
 	// The libraries whose versions decide an overlay's bytes; held equal to go.mod by a test.
 	encoders = []string{"", "klauspost/compress v1.20.3", "ulikunitz/xz v0.5.17"}
 )
@@ -39,24 +30,12 @@ var (
 // String returns "none", "zstd" or "xz".
 func (c Codec) String() string { return nameOf(codecNames, uint8(c)) }
 
-// String returns "none" or "xor".
-func (d Delta) String() string { return nameOf(deltaNames, uint8(d)) }
-
 // MarshalText implements encoding.TextMarshaler.
 func (c Codec) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
-
-// MarshalText implements encoding.TextMarshaler.
-func (d Delta) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (c *Codec) UnmarshalText(b []byte) (err error) {
 	*c, err = named[Codec](codecNames, "codec", string(b))
-	return err
-}
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (d *Delta) UnmarshalText(b []byte) (err error) {
-	*d, err = named[Delta](deltaNames, "delta", string(b))
 	return err
 }
 
@@ -71,6 +50,7 @@ func nameOf(names []string, i uint8) string {
 type encoder struct {
 	codec Codec
 	zstd  *zstd.Encoder
+	dict  bool // zstd has one
 	out   []byte
 }
 
@@ -97,6 +77,12 @@ func newEncoder(c Codec, level, size int) (*encoder, error) {
 func (e *encoder) encode(p []byte) ([]byte, Codec, error) {
 	switch e.codec {
 	case CodecZstd:
+		if e.dict {
+			if err := e.zstd.ResetWithOptions(nil, zstd.WithEncoderDictDelete()); err != nil {
+				return nil, 0, fmt.Errorf("drop dictionary: %w", err)
+			}
+			e.dict = false
+		}
 		e.out = e.zstd.EncodeAll(p, e.out[:0])
 	case CodecXZ:
 		var b bytes.Buffer
@@ -120,8 +106,22 @@ func (e *encoder) encode(p []byte) ([]byte, Codec, error) {
 	return e.out, e.codec, nil
 }
 
+// encodeDict returns p compressed with zstd and dict as its history, valid until the next
+// call. It may be larger than p.
+func (e *encoder) encodeDict(p, dict []byte) ([]byte, error) {
+	if err := e.zstd.ResetWithOptions(nil, zstd.WithEncoderDictRaw(0, dict)); err != nil {
+		return nil, fmt.Errorf("set dictionary: %w", err)
+	}
+	e.dict = true
+	e.out = e.zstd.EncodeAll(p, e.out[:0])
+	return e.out, nil
+}
+
 // zstdDecoder decodes whole zstd frames; safe for concurrent use.
-type zstdDecoder struct{ dec *zstd.Decoder }
+type zstdDecoder struct {
+	dec   *zstd.Decoder
+	dicts sync.Pool // of *zstd.Decoder, one for a frame with a dictionary at a time
+}
 
 // newZstdDecoder returns a decoder that allocates limit bytes at most for one frame.
 func newZstdDecoder(limit uint64) (*zstdDecoder, error) {
@@ -130,7 +130,7 @@ func newZstdDecoder(limit uint64) (*zstdDecoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make zstd decoder: %w", err)
 	}
-	return &zstdDecoder{d}, nil
+	return &zstdDecoder{dec: d}, nil
 }
 
 // decodeSlack is capacity behind dst with which the decoder takes its faster way.
@@ -138,7 +138,28 @@ const decodeSlack = 64
 
 // decode fills dst from the one zstd frame src, which must hold exactly that many bytes. It
 // may write to the capacity behind dst.
-func (d *zstdDecoder) decode(dst, src []byte) error {
+func (d *zstdDecoder) decode(dst, src []byte) error { return decodeZstd(d.dec, dst, src) }
+
+// decodeDict is decode for a frame whose history begins with dict.
+func (d *zstdDecoder) decodeDict(dst, src, dict []byte) error {
+	dec, _ := d.dicts.Get().(*zstd.Decoder)
+	if dec == nil {
+		var err error
+		const limit = MaxFramePages * PageSize
+		dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(limit),
+			zstd.WithDecoderMaxWindow(limit), zstd.WithDecodeAllCapLimit(true))
+		if err != nil {
+			return fmt.Errorf("make zstd decoder: %w", err)
+		}
+	}
+	defer d.dicts.Put(dec)
+	if err := dec.ResetWithOptions(nil, zstd.WithDecoderDictRaw(0, dict)); err != nil {
+		return fmt.Errorf("set dictionary: %w", err)
+	}
+	return decodeZstd(dec, dst, src)
+}
+
+func decodeZstd(dec *zstd.Decoder, dst, src []byte) error {
 	var h zstd.Header
 	if err := h.Decode(src); err != nil {
 		return fmt.Errorf("decode zstd header: %w", err)
@@ -152,7 +173,7 @@ func (d *zstdDecoder) decode(dst, src []byte) error {
 	if err := checkZstdEnd(src, &h); err != nil {
 		return fmt.Errorf("decode zstd: %w", err)
 	}
-	out, err := d.dec.DecodeAll(src, dst[:0])
+	out, err := dec.DecodeAll(src, dst[:0])
 	if err != nil {
 		return fmt.Errorf("decode zstd: %w", err)
 	}

@@ -147,7 +147,10 @@ func TestRefusedByMeaning(t *testing.T) {
 		"page twice":        {func(_ *Manifest, x *index) { x.stored[1] = x.stored[0] }, "twice"},
 		"page far":          {func(_ *Manifest, x *index) { x.stored[0] = 1 << 20 }, "outside of the image"},
 		"unknown codec":     {func(_ *Manifest, x *index) { x.frames[0].codec = 3 }, "unknown codec"},
-		"unknown delta":     {func(_ *Manifest, x *index) { packed(x).delta = 2 }, "unknown codec 1 or delta 2"},
+		"unknown delta":     {func(_ *Manifest, x *index) { packed(x).delta = 4 }, "unknown codec 1 or delta 4"},
+		"dictionary of xz":  {func(_ *Manifest, x *index) { packed(x).codec, packed(x).delta = CodecXZ, DeltaDict }, "a dictionary and codec xz"},
+		"plain dictionary":  {func(_ *Manifest, x *index) { packed(x).codec, packed(x).delta = CodecNone, DeltaDict }, "a dictionary and codec none"},
+		"delta of nothing":  {func(_ *Manifest, x *index) { packed(x).encoded, packed(x).delta = vcdiffHead, DeltaVCDIFF }, "a delta and 4 bytes"},
 		"frame of no pages": {func(_ *Manifest, x *index) { x.frames[0].pages = 0 }, "0 pages"},
 		"frame too large":   {func(_ *Manifest, x *index) { x.frames[0].pages = MaxFramePages + 1 }, "pages"},
 		"frame inflated":    {func(_ *Manifest, x *index) { x.frames[0].encoded = 1 << 30 }, "encoded bytes"},
@@ -189,10 +192,13 @@ func TestGolden(t *testing.T) {
 	base := newBase(t, v)
 	w := v.clone()
 	w.mutate(rng, 2)
-	for _, text := range []string{"balanced", "small", "none"} {
+	for _, text := range []string{"balanced", "small", "none", "elijah", "dict"} {
 		path := filepath.Join("testdata", "v1-"+text+".overlay")
-		if *update {
+		if _, err := os.Stat(path); *update && err != nil { // what is there stays for ever
 			require.NoError(t, os.MkdirAll("testdata", 0o755))
+			if text == "dict" {
+				text = "balanced,delta=dict"
+			}
 			b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
 			require.NoError(t, os.WriteFile(path, b, 0o644))
 		}
@@ -220,9 +226,10 @@ func TestParseStrategy(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 64<<10, s.FrameSize)
 	for text, want := range map[string]string{
-		"bogus":               "the strategies are balanced, fast, none, small",
+		"bogus":               "the strategies are balanced, elijah, fast, none, small",
 		"balanced,codec=lz4":  "there are none, zstd, xz",
-		"balanced,delta=diff": "there are none, xor",
+		"balanced,delta=diff": "there are none, xor, vcdiff, dict",
+		"small,delta=dict":    "delta dict needs codec zstd, not xz",
 		"balanced,frame=8M":   "frame size",
 		"balanced,frame=-1":   "size",
 		"balanced,frame=5000": "multiple of 4096",
@@ -273,18 +280,36 @@ func FuzzIndex(f *testing.F) {
 
 func FuzzFrame(f *testing.F) {
 	page := bytes.Repeat([]byte("abcd"), PageSize/4)
+	v := newVM(rand.New(rand.NewPCG(1, 1)), 2, 1)
+	copy(v[Memory], page)
+	base := newBase(f, v)
 	for _, c := range []Codec{CodecNone, CodecZstd, CodecXZ} {
-		e, err := newEncoder(c, int(c)%2*3, PageSize)
+		e, err := newEncoder(c, int(c)%2*3, 2*PageSize)
 		require.NoError(f, err)
-		b, c, err := e.encode(page)
+		b, have, err := e.encode(page)
 		require.NoError(f, err)
-		f.Add(uint8(c), b)
+		f.Add(uint8(have), uint8(DeltaXOR), bytes.Clone(b))
+		delta := []byte{0xd6, 0xc3, 0xc4, 0, 0, 1, 0xa0, 0, 0, 9, 0xa0, 0, 0, 0, 3, 1, 19, 0xa0, 0, 0} // copy all of it
+		b, have, err = e.encode(delta)
+		require.NoError(f, err)
+		f.Add(uint8(have), uint8(DeltaVCDIFF), append([]byte{byte(len(delta)), 0, 0, 0}, b...))
+		if c == CodecZstd {
+			b, err = e.encodeDict(page, page)
+			require.NoError(f, err)
+			f.Add(uint8(c), uint8(DeltaDict), bytes.Clone(b))
+		}
 	}
 	d, err := newZstdDecoder(1 << 20)
 	require.NoError(f, err)
-	f.Fuzz(func(t *testing.T, c uint8, b []byte) {
-		dst := make([]byte, PageSize)
-		_ = d.decodeFrame(Codec(c), dst, b) // must not panic, hang or allocate without bound
+	f.Fuzz(func(t *testing.T, c, delta uint8, b []byte) {
+		x := &index{frames: []frame{{hash: Sum(b), encoded: uint32(len(b)), pages: 1, codec: Codec(c), delta: Delta(delta)}}, stored: []Addr{0}}
+		m := &Manifest{MemorySize: base.Size(Memory), DiskSize: base.Size(Disk), Depth: 1}
+		m.Members.Frames.Size = int64(len(b))
+		if _, err := parseIndex(x.marshal(), m); err != nil {
+			return
+		}
+		r := &Reader{manifest: m, index: x, dec: d}
+		_, _ = r.decodePages(0, b, base) // must not panic, hang or allocate without bound
 	})
 }
 

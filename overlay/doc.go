@@ -103,7 +103,7 @@
 //	24+32F       4*F    frames: encoded size in bytes
 //	24+36F       2*F    frames: number of pages, 1 to 1024
 //	24+38F       1*F    frames: codec: 0 none, 1 zstd, 2 xz
-//	24+39F       1*F    frames: delta: 0 plain, 1 XOR with the base's page of same address
+//	24+39F       1*F    frames: delta: 0 plain, 1 XOR, 2 VCDIFF, 3 dictionary
 //	24+40F       4*S    addresses of the stored pages, frame by frame
 //	24+40F+4S    4*R    references: addresses, strictly ascending
 //	24+40F+4S+4R 4*R    references: targets
@@ -121,11 +121,25 @@
 //	2  parent  equal to the parent image's page at target; only where the parent is an overlay
 //	3  self    equal to the page at target, which is a stored page of this overlay
 //
-// A delta refers to base pages only and self targets are stored pages, so a page costs one
-// frame at most, whatever the depth of the chain.
+// # Frames
 //
-// A zstd frame is RFC 8878, with a content size and a window of at most the frame's pages
-// (rounded up to the format's steps). An xz frame is one .xz stream of one block with the
+// The base pages of a frame are the base's pages of the frame's addresses, in the same order,
+// concatenated. Deltas relate the frame's pages to them:
+//
+//	0  plain       the codec encodes the pages
+//	1  XOR         the codec encodes the pages XOR the base pages
+//	2  VCDIFF      4 bytes: D, 1 to the size of the pages; then the codec encodes D bytes: an
+//	               RFC 3284 delta whose source are the base pages and whose target the pages,
+//	               with the standard code table and no secondary compression
+//	3  dictionary  the codec is zstd; the frame's history begins with the base pages (a raw
+//	               content dictionary, without an id)
+//
+// A delta refers to base pages only and self targets are stored pages, so a page costs one
+// frame at most, whatever the depth of the chain. Deltas 2 and 3 came after 0 and 1: readers
+// from before refuse them, in the manifest's strategy by name.
+//
+// Codec none is the bytes as they are. A zstd frame is RFC 8878, with a content size and a
+// window of at most what it decodes to (rounded up to the format's steps). An xz frame is one .xz stream of one block with the
 // LZMA2 filter alone and a dictionary of at most 4 MiB.
 //
 // # state and profile

@@ -159,7 +159,11 @@ func (x *index) parseFrames(b []byte, m *Manifest) error {
 			return fmt.Errorf("frame %d of %d pages has %d encoded bytes", i, f.pages, f.encoded)
 		case int(f.codec) >= len(codecNames) || int(f.delta) >= len(deltaNames):
 			return fmt.Errorf("frame %d has unknown codec %d or delta %d", i, f.codec, f.delta)
-		case f.codec == CodecNone && int(f.encoded) != int(f.pages)*PageSize:
+		case f.delta == DeltaDict && f.codec != CodecZstd:
+			return fmt.Errorf("frame %d has a dictionary and codec %s", i, f.codec)
+		case f.delta == DeltaVCDIFF && f.encoded <= vcdiffHead:
+			return fmt.Errorf("frame %d has a delta and %d bytes", i, f.encoded)
+		case f.codec == CodecNone && f.delta != DeltaVCDIFF && int(f.encoded) != int(f.pages)*PageSize:
 			return fmt.Errorf("plain frame %d of %d pages has %d bytes", i, f.pages, f.encoded)
 		}
 		first += int(f.pages)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -170,9 +171,38 @@ func requireImage(t testing.TB, im *Image, want vm) {
 	}
 }
 
+// everyStrategy returns the presets, and every delta with every codec that it goes with.
+func everyStrategy() []string {
+	list := Strategies()
+	for _, delta := range deltaNames {
+		for _, codec := range codecNames {
+			if text := fmt.Sprintf("balanced,delta=%s,codec=%s", delta, codec); delta != "dict" || codec == "zstd" {
+				list = append(list, text)
+			}
+		}
+	}
+	return list
+}
+
+// needProgram skips where a strategy needs a program that is not here.
+func needProgram(t testing.TB, text string) {
+	if strategy(t, text).Delta != DeltaVCDIFF {
+		return
+	}
+	if _, _, err := findDiffer(t.Context()); err != nil {
+		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+}
+
+// TestRoundTrip: every strategy gives back every byte, whole and page by page.
 func TestRoundTrip(t *testing.T) {
-	for _, text := range []string{"none", "fast", "balanced", "small", "balanced,delta=none,frame=4K", "small,frame=64K", "fast,frame=4M"} {
+	for _, text := range append(everyStrategy(), "balanced,delta=none,frame=4K", "small,frame=64K", "fast,frame=4M", "fast,delta=dict,frame=4M",
+		"balanced,delta=dict,level=4,frame=256K", "balanced,delta=dict,level=2,frame=4K", "elijah,frame=4M") {
 		t.Run(text, func(t *testing.T) {
+			needProgram(t, text)
 			rng := newRand(t)
 			v := newVM(rng, 700, 500)
 			base := newBase(t, v)
@@ -183,6 +213,11 @@ func TestRoundTrip(t *testing.T) {
 			require.Equal(t, made.ID, r.ID())
 			require.Equal(t, made.Digest, r.Digest())
 			im := newImage(t, base, r)
+			for range 30 { // in no order: a page costs its frame alone
+				a, page := MakeAddr(Spaces[rng.IntN(2)], int64(rng.IntN(500))), make([]byte, PageSize)
+				require.NoError(t, im.ReadPages(t.Context(), a.Space(), page, a.Offset()))
+				require.Equal(t, w.page(a), page)
+			}
 			requireImage(t, im, w)
 			require.NoError(t, im.Verify(t.Context(), nil))
 			require.NoError(t, r.Verify(t.Context(), nil))
@@ -312,6 +347,13 @@ func TestDeterministic(t *testing.T) {
 	for _, workers := range []int{2, 3, 8} {
 		b, _ := create(t, l, CreateOptions{Workers: workers})
 		require.True(t, bytes.Equal(first, b), "%d workers", workers)
+	}
+	for _, text := range []string{"balanced,delta=dict", "fast,delta=vcdiff,frame=1M", "fast,delta=dict", "balanced,delta=dict,level=4"} {
+		needProgram(t, text)
+		one, again := create(t, l, CreateOptions{Workers: 1, Strategy: strategy(t, text)})
+		two, _ := create(t, l, CreateOptions{Workers: 3, Strategy: strategy(t, text)})
+		require.True(t, bytes.Equal(one, two), text)
+		require.Equal(t, made.ID, again.ID)
 	}
 	small, again := create(t, l, CreateOptions{Strategy: strategy(t, "small")})
 	require.Equal(t, made.ID, again.ID)

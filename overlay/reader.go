@@ -382,7 +382,16 @@ func (r *Reader) decodePages(i int, encoded []byte, base *Base) ([]byte, error) 
 	f := &r.index.frames[i]
 	n := int(f.pages) * PageSize
 	pages := make([]byte, n, n+decodeSlack)
-	if err := r.dec.decodeFrame(f.codec, pages, encoded); err != nil {
+	var err error
+	if f.delta == DeltaVCDIFF || f.delta == DeltaDict {
+		err = r.decodeDelta(f, pages, encoded, base)
+	} else {
+		err = r.dec.decodeFrame(f.codec, pages, encoded)
+	}
+	if b := (*baseError)(nil); errors.As(err, &b) {
+		return nil, fmt.Errorf("decode frame %d of overlay %.12s: %w", i, r.ID(), b.error)
+	}
+	if err != nil {
 		r.stats.refused.Add(1)
 		return nil, &CorruptFrameError{r.ID(), i, err}
 	}

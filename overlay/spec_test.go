@@ -15,6 +15,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 	"github.com/ulikunitz/xz"
+
+	"cloudlet/overlay/vcdiff"
 )
 
 // specOverlay reads an overlay by the words of doc.go alone: with archive/zip and the
@@ -138,8 +140,8 @@ func (o *specOverlay) small(name string) []byte {
 	return p
 }
 
-func (o *specOverlay) zstd(b []byte) []byte {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
+func (o *specOverlay) zstd(b []byte, dict ...zstd.DOption) []byte {
+	d, err := zstd.NewReader(nil, append(dict, zstd.WithDecoderConcurrency(1))...)
 	require.NoError(o.t, err)
 	defer d.Close()
 	p, err := d.DecodeAll(b, nil)
@@ -194,10 +196,23 @@ func (o *specOverlay) apply(base, parent vm) (vm, string) {
 	pages := map[uint32][]byte{} // by address: everything that the index lists
 	for i, f := range o.frames {
 		p := f.bytes
+		var from []byte // the frame's base pages
+		for _, a := range f.addrs {
+			from = append(from, specPage(base, a)...)
+		}
+		size := len(from)
+		if f.delta == 2 {
+			size = int(binary.LittleEndian.Uint32(p))
+			p = p[4:]
+		}
 		switch f.codec {
 		case 0:
 		case 1:
-			p = o.zstd(p)
+			var dict []zstd.DOption
+			if f.delta == 3 {
+				dict = append(dict, zstd.WithDecoderDictRaw(0, from))
+			}
+			p = o.zstd(p, dict...)
 		case 2:
 			r, err := xz.NewReader(bytes.NewReader(p))
 			require.NoError(o.t, err)
@@ -206,7 +221,12 @@ func (o *specOverlay) apply(base, parent vm) (vm, string) {
 		default:
 			require.Fail(o.t, fmt.Sprintf("frame %d has codec %d", i, f.codec))
 		}
-		require.Len(o.t, p, 4096*len(f.addrs))
+		require.Len(o.t, p, size)
+		if f.delta == 2 {
+			delta := p
+			p = make([]byte, len(from))
+			require.NoError(o.t, vcdiff.Apply(p, from, delta))
+		}
 		for k, a := range f.addrs {
 			page := bytes.Clone(p[4096*k : 4096*k+4096])
 			if f.delta == 1 {
@@ -283,8 +303,9 @@ func (o *specOverlay) identity(v, parent vm, pages map[uint32][]byte) string {
 
 // TestSpec: a reader that knows doc.go only finds in the files of Create what went in.
 func TestSpec(t *testing.T) {
-	for _, text := range []string{"none", "fast", "balanced", "small", "small,frame=16K", "balanced,delta=none,frame=4K,hot=4K"} {
+	for _, text := range append(everyStrategy(), "small,frame=16K", "balanced,delta=none,frame=4K,hot=4K") {
 		t.Run(text, func(t *testing.T) {
+			needProgram(t, text)
 			rng := newRand(t)
 			v := newVM(rng, 300, 200)
 			base := newBase(t, v)

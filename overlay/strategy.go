@@ -17,7 +17,7 @@ type Strategy struct {
 	Level     int    `json:"level"`      // zstd: 1 fastest, 2 default, 3 better, 4 best; 0 for the others
 	FrameSize int    `json:"frame_size"` // bytes of pages in a frame; a multiple of PageSize, at most MaxFramePages pages
 	HotSize   int    `json:"hot_size"`   // the same for frames of pages in the touch profile
-	Encoder   string `json:"encoder"`    // library and version that encoded; set by Create
+	Encoder   string `json:"encoder"`    // libraries and programs that encoded, with versions; set by Create
 }
 
 // presets are the named strategies. Frame sizes: larger frames compress better, smaller
@@ -26,7 +26,9 @@ var presets = map[string]Strategy{
 	"none":     {Delta: DeltaNone, Codec: CodecNone, FrameSize: 64 << 10, HotSize: 64 << 10},
 	"fast":     {Delta: DeltaXOR, Codec: CodecZstd, Level: 1, FrameSize: 128 << 10, HotSize: 64 << 10},
 	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10},
-	"small":    {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
+	// What the seeds of this field did: xdelta3, then LZMA.
+	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
+	"small":  {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
 }
 
 // Strategies lists the names of the presets.
@@ -34,6 +36,7 @@ func Strategies() []string { return slices.Sorted(maps.Keys(presets)) }
 
 // ParseStrategy parses a preset's name, optionally with changes: "balanced" or
 // "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3". The empty string is "balanced".
+// Deltas are none, xor, vcdiff and dict; vcdiff needs the program xdelta3 where it is encoded.
 func ParseStrategy(text string) (Strategy, error) {
 	name, rest, changed := strings.Cut(text, ",")
 	if name == "" {
@@ -110,6 +113,9 @@ func (s *Strategy) Validate() error {
 	}
 	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= len(deltaNames) || len(s.Name) > 200 {
 		return fmt.Errorf("overlay strategy %.80q: unknown codec %d or delta %d", s.Name, s.Codec, s.Delta)
+	}
+	if s.Delta == DeltaDict && s.Codec != CodecZstd {
+		return fmt.Errorf("overlay strategy %q: delta dict needs codec zstd, not %s", s.Name, s.Codec)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -61,40 +62,32 @@ func split(addrs []Addr, size int, yield func(group) error) error {
 	return nil
 }
 
-// encodeGroup reads the pages of g into buf, subtracts the base and compresses.
-func (c *creation) encodeGroup(g group, e *encoder, buf []byte) (encodedFrame, error) {
+// encodeGroup reads the pages of g into buf, and those of the base behind them, and encodes
+// the frame.
+func (c *creation) encodeGroup(ctx context.Context, g group, e *frameEncoder, buf []byte) (encodedFrame, error) {
 	pages := buf[:len(g.addrs)*PageSize]
-	for i, n := 0, 0; i < len(g.addrs); i += n {
-		n = runLength(g.addrs[i:], len(g.addrs))
-		from := &c.l.Memory
-		if g.addrs[i].Space() == Disk {
-			from = &c.l.Disk
-		}
-		if err := from.Read(pages[i*PageSize:(i+n)*PageSize], g.addrs[i].Offset()); err != nil {
-			return encodedFrame{}, err
-		}
-	}
 	f := encodedFrame{addrs: g.addrs, frame: frame{pages: uint16(len(g.addrs))}}
-	if c.strategy.Delta == DeltaXOR {
-		// A delta to zero pages is none: the reader then need not read them.
-		err := xorBase(pages, g.addrs, func(s Space, p []byte, off int64) error {
-			if err := c.l.Parent.base.ReadVerified(s, p, off); err != nil {
-				return err
-			}
-			if !isZero(p) {
-				f.delta = DeltaXOR
-			}
-			return nil
-		})
-		if err != nil {
-			return f, err
+	err := readPages(pages, g.addrs, func(s Space, p []byte, off int64) error {
+		if s == Disk {
+			return c.l.Disk.Read(p, off)
 		}
-	}
-	b, codec, err := e.encode(pages)
+		return c.l.Memory.Read(p, off)
+	})
 	if err != nil {
 		return f, err
 	}
-	f.codec, f.encoded, f.hash = codec, uint32(len(b)), Sum(b)
+	var base []byte
+	if c.strategy.Delta != DeltaNone {
+		base = buf[len(pages) : 2*len(pages)]
+		if err := readPages(base, g.addrs, c.l.Parent.base.ReadVerified); err != nil {
+			return f, err
+		}
+	}
+	b, err := e.encodeFrame(ctx, &f.frame, pages, base)
+	if err != nil {
+		return f, err
+	}
+	f.encoded, f.hash = uint32(len(b)), Sum(b)
 	f.bytes = slices.Clone(b)
 	return f, nil
 }
@@ -105,11 +98,16 @@ func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32
 	x := &index{refs: c.refs, stored: make([]Addr, 0, len(c.stored))}
 	var crc uint32
 	size := max(c.strategy.FrameSize, c.strategy.HotSize)
+	var mu sync.Mutex
+	var encoders []*frameEncoder
 	err := ordered(ctx, c.workers, c.groups,
 		func() (func(group) (encodedFrame, error), error) {
-			e, err := newEncoder(c.strategy.Codec, c.strategy.Level, size)
-			buf := make([]byte, size)
-			return func(g group) (encodedFrame, error) { return c.encodeGroup(g, e, buf) }, err
+			e, err := newFrameEncoder(&c.strategy, size, c.differ)
+			mu.Lock()
+			encoders = append(encoders, e)
+			mu.Unlock()
+			buf := make([]byte, 2*size)
+			return func(g group) (encodedFrame, error) { return c.encodeGroup(ctx, g, e, buf) }, err
 		},
 		func(f encodedFrame) error {
 			if _, err := w.Write(f.bytes); err != nil {
@@ -122,6 +120,9 @@ func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32
 			c.progress.Report("encode", int64(len(x.stored))*PageSize, int64(len(c.stored))*PageSize)
 			return nil
 		})
+	for _, e := range encoders {
+		err = errors.Join(err, e.Close())
+	}
 	if err == nil && len(x.stored) != len(c.stored) {
 		err = fmt.Errorf("encoded %d of %d pages", len(x.stored), len(c.stored))
 	}

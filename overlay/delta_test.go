@@ -1,0 +1,192 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestDeltas: each delta is used where the base has content, and there only, and pays.
+func TestDeltas(t *testing.T) {
+	rng := newRand(t)
+	v := newVM(rng, 512, 8)
+	clear(v[Memory][256*PageSize:])
+	for i := range v[Memory][:256*PageSize] {
+		v[Memory][i] = byte(rng.Uint32())
+	}
+	base := newBase(t, v)
+	w := v.clone()
+	for page := range 512 {
+		w[Memory][page*PageSize+rng.IntN(PageSize)]++
+	}
+	plain, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "balanced,delta=none")})
+	for _, delta := range deltaNames[1:] {
+		t.Run(delta, func(t *testing.T) {
+			text := "balanced,delta=" + delta
+			needProgram(t, text)
+			b, made := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
+			require.Less(t, len(b), len(plain)/10)
+			r := openBytes(t, b)
+			have := map[Delta]int{}
+			for _, f := range r.index.frames {
+				have[f.delta] += int(f.pages)
+			}
+			require.Equal(t, 256, have[r.manifest.Strategy.Delta])
+			require.Equal(t, len(r.index.stored)-256, have[DeltaNone])
+			if delta == "vcdiff" {
+				require.Contains(t, made.Manifest.Strategy.Encoder, "klauspost/compress v")
+				require.Contains(t, made.Manifest.Strategy.Encoder, ", xdelta3 3")
+			}
+		})
+	}
+}
+
+// TestDeltaOnChain: what a chain changes is told from the base, not from the overlay below.
+func TestDeltaOnChain(t *testing.T) {
+	for _, text := range []string{"balanced,delta=dict", "elijah"} {
+		t.Run(text, func(t *testing.T) {
+			needProgram(t, text)
+			rng := newRand(t)
+			v := newVM(rng, 100, 100)
+			base := newBase(t, v)
+			var chain []*Reader
+			for range 3 {
+				v.mutate(rng, 2)
+				b, _ := create(t, launch(newImage(t, base, chain...), v), CreateOptions{Strategy: strategy(t, text)})
+				chain = append(chain, openBytes(t, b))
+				im := newImage(t, base, chain...)
+				requireImage(t, im, v)
+				require.NoError(t, im.Verify(t.Context(), nil))
+			}
+		})
+	}
+}
+
+// TestDeltaFallsBack: pages that a delta makes larger are stored as they are, and what looks
+// like a compressed file is not taken apart.
+func TestDeltaFallsBack(t *testing.T) {
+	for _, text := range []string{"none,delta=vcdiff", "elijah,hot=4K,frame=4K", "balanced,delta=dict,frame=4K"} {
+		t.Run(text, func(t *testing.T) {
+			needProgram(t, text)
+			rng := newRand(t)
+			v := vm{make([]byte, 20*PageSize), make([]byte, PageSize)}
+			for i := range v[Memory] {
+				v[Memory][i] = byte(rng.Uint32())
+			}
+			base := newBase(t, v)
+			w := v.clone()
+			for i := range w[Memory] {
+				w[Memory][i] = byte(rng.Uint32())
+			}
+			copy(w[Memory], "\x1f\x8b\x08\x00")
+			copy(w[Memory][PageSize:], "\xfd7zXZ\x00")
+			b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
+			r := openBytes(t, b)
+			requireImage(t, newImage(t, base, r), w)
+			for _, f := range r.index.frames {
+				require.Equal(t, DeltaNone, f.delta)
+				require.Equal(t, CodecNone, f.codec)
+			}
+		})
+	}
+}
+
+// TestNoProgram: a strategy whose program is missing says so before any work, by name.
+func TestNoProgram(t *testing.T) {
+	v := newVM(newRand(t), 8, 8)
+	base := newBase(t, v)
+	t.Setenv("PATH", t.TempDir())
+	dir := t.TempDir()
+	_, err := Create(t.Context(), filepath.Join(dir, "o"), launch(newImage(t, base), v), CreateOptions{Strategy: strategy(t, "elijah")})
+	require.ErrorIs(t, err, ErrNoProgram)
+	require.ErrorContains(t, err, "install the package xdelta3")
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, entries)
+}
+
+// TestProgramFails: what the program says arrives, and a context that ends, ends it.
+func TestProgramFails(t *testing.T) {
+	bin := t.TempDir()
+	program := filepath.Join(bin, "xdelta3")
+	script := func(body string) {
+		require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\ncase $1 in -V) echo 'Xdelta version 9.9, by a test' ;; *) "+body+" ;; esac\n"), 0o755))
+	}
+	t.Setenv("PATH", bin)
+	rng := newRand(t)
+	v := newVM(rng, 40, 8)
+	base := newBase(t, v)
+	w := v.clone()
+	w.mutate(rng, 2)
+	dir := t.TempDir()
+	try := func(ctx context.Context) error {
+		_, err := Create(ctx, filepath.Join(dir, "o"), launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "elijah")})
+		return err
+	}
+	script("echo out of luck >&2; exit 3")
+	require.ErrorContains(t, try(t.Context()), "exit status 3: out of luck")
+
+	marker := filepath.Join(bin, "started")
+	script("echo > " + marker + "; exec /bin/sleep 100")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- try(ctx) }()
+	require.Eventually(t, func() bool { _, err := os.Stat(marker); return err == nil }, 10e9, 1e6)
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+
+	script("printf not-a-delta")
+	data, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "elijah")})
+	require.ErrorIs(t, newImage(t, base, openBytes(t, data)).Verify(t.Context(), nil), ErrFormat)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, entries)
+}
+
+// TestDeltaRefused: frames whose delta is not one, or one of other pages.
+func TestDeltaRefused(t *testing.T) {
+	rng := newRand(t)
+	v := newVM(rng, 64, 8)
+	for i := range v[Memory] {
+		v[Memory][i] = byte(rng.Uint32())
+	}
+	base := newBase(t, v)
+	w := v.clone()
+	for page := range 64 {
+		w[Memory][page*PageSize+5]++
+	}
+	for _, text := range []string{"elijah,hot=64K,frame=64K", "none,delta=vcdiff", "balanced,delta=dict"} {
+		needProgram(t, text)
+		b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
+		r := openBytes(t, b)
+		encoded, err := r.readFrame(t.Context(), 0, nil, nil)
+		require.NoError(t, err)
+		encoded = bytes.Clone(encoded)
+		right, err := r.decodePages(0, encoded, base)
+		require.NoError(t, err)
+		refuse := func(name string, b []byte) {
+			p, err := r.decodePages(0, b, base)
+			if err == nil { // a changed literal is for the frame's hash to find
+				require.NotEqual(t, right, p, "%s: %s", text, name)
+				return
+			}
+			var damaged *CorruptFrameError
+			require.ErrorAs(t, err, &damaged, "%s: %s", text, name)
+		}
+		for n := vcdiffHead + 1; n < len(encoded); n++ {
+			refuse("cut", encoded[:n])
+		}
+		if r.index.frames[0].delta == DeltaVCDIFF {
+			for _, head := range [][]byte{{0, 0, 0, 0}, {255, 255, 255, 255}, {1, 0, 1, 0}} {
+				refuse("size", append(head, encoded[4:]...))
+			}
+		}
+		other := newVM(newRand(t), 64, 8) // a base that is not the one of the delta
+		p, err := r.decodePages(0, encoded, newBase(t, other))
+		require.True(t, err != nil || !bytes.Equal(p, right))
+	}
+}
