@@ -36,8 +36,16 @@ type CreateOptions struct {
 	// elsewhere in the base or the parents, which takes reading all of these, and takes each
 	// page of Memory as changed, which saves decoding the parent's.
 	Quick bool
+	// Without turns off classes of pages that are referred to instead of stored, to find out
+	// what they save; the overlay's id is the same.
+	Without Classes
 
 	dedup int // 0: dedupEntries
+}
+
+// Classes are the ways in which a page need not be stored.
+type Classes struct {
+	Zero, Base, Parent, Self bool
 }
 
 // Created says what Create has made.
@@ -89,6 +97,7 @@ type creation struct {
 	progress Progress
 	dedup    int // entries in each of parent and self
 	quick    bool
+	without  Classes
 	manifest Manifest
 	prints   *Fingerprints
 	identity hash.Hash
@@ -154,7 +163,7 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err := checkProfile(l.Profile, holds); err != nil {
 		return nil, err
 	}
-	c := &creation{l: l, strategy: o.Strategy, differ: program, workers: o.Workers, progress: o.Progress, dedup: o.dedup, identity: sha256.New(), self: make(map[Hash]Addr)}
+	c := &creation{l: l, without: o.Without, strategy: o.Strategy, differ: program, workers: o.Workers, progress: o.Progress, dedup: o.dedup, identity: sha256.New(), self: make(map[Hash]Addr)}
 	if c.workers <= 0 {
 		c.workers = runtime.GOMAXPROCS(0)
 	}
@@ -170,8 +179,13 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if c.quick = o.Quick; c.quick {
 		return c, nil
 	}
-	if c.prints, err = p.base.Fingerprints(ctx, o.Progress); err != nil {
-		return nil, err
+	if !c.without.Base {
+		if c.prints, err = p.base.Fingerprints(ctx, o.Progress); err != nil {
+			return nil, err
+		}
+	}
+	if c.without.Parent {
+		return c, nil
 	}
 	return c, c.learnParent(ctx)
 }
@@ -293,7 +307,7 @@ func (c *creation) scanChunk(ctx context.Context, s Space, e Extent, from *Chang
 			continue
 		}
 		p := scanned{ref: ref{addr: MakeAddr(s, (e.Off+int64(off))/PageSize), kind: refSelf}}
-		if isZero(page) {
+		if isZero(page) && !c.without.Zero {
 			p.hash, p.ref.kind = zeroHash, refZero
 			out = append(out, p)
 			continue
@@ -333,7 +347,7 @@ func (c *creation) add(p *scanned) {
 		return
 	}
 	c.stored = append(c.stored, p.ref.addr)
-	if len(c.self) < c.dedup {
+	if len(c.self) < c.dedup && !c.without.Self {
 		c.self[p.hash] = p.ref.addr
 	}
 }

@@ -190,3 +190,71 @@ func TestDeltaRefused(t *testing.T) {
 		require.True(t, err != nil || !bytes.Equal(p, right))
 	}
 }
+
+// TestWithout: pages of a class that is off are stored, and all else stays.
+func TestWithout(t *testing.T) {
+	rng := newRand(t)
+	v := newVM(rng, 300, 100)
+	base := newBase(t, v)
+	w := v.clone()
+	w.mutate(rng, 2)
+	for page := range 5 { // moved, of the base
+		copy(w[Memory][page*PageSize:], v[Disk][(50+page)*PageSize:][:PageSize])
+	}
+	parent, _ := create(t, launch(newImage(t, base), w), CreateOptions{})
+	one := openBytes(t, parent)
+	x := w.clone()
+	x.mutate(rng, 2)
+	copy(x.page(7), w.page(one.index.stored[0])) // moved, of the parent
+	clear(x.page(one.index.stored[1]))
+	copy(x.page(8), x.page(9))
+	for i := range x.page(10) {
+		x.page(10)[i], x.page(11)[i] = byte(i*7), byte(i*7) // twice
+	}
+	all, made := create(t, launch(newImage(t, base, one), x), CreateOptions{})
+	for name, off := range map[string]Classes{"zero": {Zero: true}, "base": {Base: true}, "parent": {Parent: true}, "self": {Self: true}, "all": {true, true, true, true}} {
+		t.Run(name, func(t *testing.T) {
+			b, again := create(t, launch(newImage(t, base, one), x), CreateOptions{Without: off})
+			require.Equal(t, made.ID, again.ID)
+			r := openBytes(t, b)
+			requireImage(t, newImage(t, base, one, r), x)
+			before, after := openBytes(t, all).manifest.Stats.Memory, r.manifest.Stats.Memory
+			require.Equal(t, before.Modified, after.Modified)
+			for _, c := range []struct {
+				off           bool
+				before, after int64
+			}{{off.Zero, before.Zero, after.Zero}, {off.Base, before.Base, after.Base}, {off.Parent, before.Parent, after.Parent}, {off.Self, before.Self, after.Self}} {
+				require.Positive(t, c.before)
+				if c.off {
+					require.Zero(t, c.after)
+				}
+			}
+		})
+	}
+}
+
+// TestStoredPages: what is stored, decoded, with the base's pages, once each.
+func TestStoredPages(t *testing.T) {
+	rng := newRand(t)
+	v := newVM(rng, 300, 100)
+	base := newBase(t, v)
+	w := v.clone()
+	w.mutate(rng, 2)
+	b, _ := create(t, launch(newImage(t, base), w), CreateOptions{})
+	r := openBytes(t, b)
+	im := newImage(t, base, r)
+	var have []Addr
+	require.NoError(t, im.StoredPages(t.Context(), func(a Addr, page, from []byte) error {
+		require.Equal(t, w.page(a), page)
+		require.Equal(t, v.page(a), from)
+		have = append(have, a)
+		return nil
+	}))
+	require.Equal(t, r.index.stored, have)
+	n, err := im.DecodeFrames(t.Context())
+	require.NoError(t, err)
+	require.EqualValues(t, len(have)*PageSize, n)
+	n, err = newImage(t, base).DecodeFrames(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, n)
+}

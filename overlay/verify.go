@@ -138,3 +138,48 @@ func (im *Image) readPage(ctx context.Context, a Addr, top int, p []byte) error 
 	fr := frameReader{im: im}
 	return fr.page(ctx, p, src)
 }
+
+// DecodeFrames reads, verifies and decodes every frame of the last overlay of the image, one
+// after the other, and keeps nothing: what decoding costs one core. It returns the bytes of
+// the pages.
+func (im *Image) DecodeFrames(ctx context.Context) (n int64, err error) {
+	if len(im.chain) == 0 {
+		return 0, nil
+	}
+	r := im.chain[len(im.chain)-1]
+	for i := range r.index.frames {
+		pages, err := r.decodeFrame(ctx, i, im.base, nil)
+		if err != nil {
+			return n, err
+		}
+		n += int64(len(pages))
+	}
+	return n, nil
+}
+
+// StoredPages calls yield with every page that the last overlay of the image stores, in the
+// order of its frames, and the base's page of the same address. The pages are valid until
+// yield returns.
+func (im *Image) StoredPages(ctx context.Context, yield func(a Addr, page, base []byte) error) error {
+	if len(im.chain) == 0 {
+		return nil
+	}
+	r := im.chain[len(im.chain)-1]
+	base := make([]byte, PageSize)
+	for i := range r.index.frames {
+		pages, err := r.decodeFrame(ctx, i, im.base, nil)
+		if err != nil {
+			return err
+		}
+		f := &r.index.frames[i]
+		for k, a := range r.index.stored[f.first : f.first+int(f.pages)] {
+			if err := im.base.ReadVerified(a.Space(), base, a.Offset()); err != nil {
+				return err
+			}
+			if err := yield(a, pages[k*PageSize:(k+1)*PageSize], base); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
