@@ -5,6 +5,7 @@
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make bench-handoff  handoffs over links, beside zstd -3 and QEMU's own migration
 # make bench-lazy  first response over slow links, by every way to bring an overlay
+# make bench-strategies   overlay strategies compared, on every guest that is prepared in build
 # make mutants    changes the handoff machines, one place at a time: a test must notice each
 # make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
 # make build  build/cloudlet
@@ -14,7 +15,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo demo-handoff bench-api bench-handoff bench-lazy test test-faults mutants check deps clean
+.PHONY: build guest demo demo-handoff bench-api bench-handoff bench-lazy bench-strategies test test-faults mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -38,6 +39,14 @@ bench-handoff: deps build
 bench-lazy: build
 	@sh integration/deps.sh nbdkit
 	$(GO) run ./integration/cmd/benchlazy -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)/bench-lazy.json -svg $(BUILD)/bench-lazy.svg
+
+# Each folder of build that a demo or a benchmark has prepared is a guest of its name.
+GUESTS = $(foreach p,$(wildcard $(BUILD)/*/prepared.json),-guest $(notdir $(patsubst %/,%,$(dir $(p))))=$(patsubst %/,%,$(dir $(p))))
+
+bench-strategies:
+	@sh integration/deps.sh zstd
+	$(GO) build -trimpath -o $(BUILD)/overlaybench ./cmd/overlaybench
+	$(BUILD)/overlaybench $(GUESTS) -dir $(BUILD)/strategies -o $(BUILD)/bench-strategies.json -csv $(BUILD)/bench-strategies.csv -plot $(BUILD)/bench-strategies $(BENCHFLAGS)
 
 test: guest
 	$(GO) test -timeout 10m $(PACKAGES)

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"cloudlet/overlay"
+)
+
+// results are the figures of a run.
+type results struct {
+	Host   string         `json:"host"`
+	Rounds int            `json:"rounds"`
+	Guests []*guestResult `json:"guests"`
+}
+
+// guestResult are the figures of a guest.
+type guestResult struct {
+	Name   string        `json:"name"`
+	ID     overlay.Hash  `json:"overlay"`
+	Stats  overlay.Stats `json:"stats"` // of balanced: what the classes hold
+	State  int64         `json:"state_bytes"`
+	Hot    int64         `json:"profile_pages"`
+	Rows   []*row        `json:"strategies"`
+	Rivals []rivalResult `json:"rivals,omitempty"`
+}
+
+// row are the figures of a variant.
+type row struct {
+	variant
+	Bytes   int64     `json:"bytes"`  // of frames and index: without device state and profile
+	File    int64     `json:"file"`   // of the whole overlay
+	Index   int64     `json:"index"`  // of the index alone
+	Stored  int64     `json:"stored"` // bytes of the pages in frames
+	Saved   saved     `json:"saved"`
+	Create  []cost    `json:"create"`
+	Peak    int64     `json:"create_peak_bytes"`
+	Decode  []cost    `json:"decode"`
+	First   []cost    `json:"decode_first"` // pages of the base are hashed, too
+	Open    []float64 `json:"open_s"`
+	Encoder string    `json:"encoder"`
+	change  int64     // bytes of modified pages
+}
+
+// saved is how many bytes each step makes the modified pages smaller by, in this order.
+type saved struct {
+	Zero   int64 `json:"zero"`
+	Base   int64 `json:"base"`
+	Parent int64 `json:"parent"`
+	Self   int64 `json:"self"`
+	Codec  int64 `json:"codec"`
+	Delta  int64 `json:"delta"` // on top of the codec; where it is a loss it is negative
+}
+
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
+// results measures, or reads what was measured.
+func (o *options) results(ctx context.Context) (*results, error) {
+	if o.from != "" {
+		b, err := os.ReadFile(o.from)
+		if err != nil {
+			return nil, err
+		}
+		r := new(results)
+		if err := json.Unmarshal(b, r); err != nil {
+			return nil, fmt.Errorf("read %s: %w", o.from, err)
+		}
+		for _, g := range r.Guests {
+			g.derive()
+		}
+		return r, nil
+	}
+	if len(o.guests) == 0 {
+		return nil, errors.New("name a guest with -guest (make demo prepares one), or results with -from")
+	}
+	variants, err := parseVariants(o.strategies)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	if o.rivals != "" {
+		names = strings.Split(o.rivals, ",")
+	}
+	for _, n := range names {
+		if !slices.Contains(rivalNames(), n) {
+			return nil, fmt.Errorf("unknown rival %q: there are %s", n, strings.Join(rivalNames(), ", "))
+		}
+	}
+	var guests []*guest
+	for _, text := range o.guests {
+		g, err := parseGuest(text, o.dir)
+		if err != nil {
+			return nil, err
+		}
+		guests = append(guests, g)
+	}
+	r := &results{Host: host(), Rounds: o.rounds}
+	for _, g := range guests {
+		res, err := o.measure(ctx, g, variants, names)
+		if err != nil {
+			return nil, fmt.Errorf("guest %s: %w", g.name, err)
+		}
+		r.Guests = append(r.Guests, res)
+	}
+	return r, nil
+}
+
+// measure measures a guest, each variant once in a round.
+func (o *options) measure(ctx context.Context, g *guest, variants []variant, names []string) (*guestResult, error) {
+	id, err := g.prepare(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res := &guestResult{Name: g.name, ID: id}
+	if res.Rivals, err = g.measureRivals(ctx, names, id); err != nil {
+		return nil, err
+	}
+	plain := map[string]int64{}
+	for _, v := range variants {
+		res.Rows = append(res.Rows, &row{variant: v})
+	}
+	for round := range o.rounds {
+		for _, w := range res.Rows {
+			if round > 0 && w.Create[0].Wall > o.patience.Seconds() {
+				continue
+			}
+			if err := w.round(ctx, g, id, plain); err != nil {
+				return nil, err
+			}
+			say("%s: round %d: %s", g.name, round+1, w)
+		}
+	}
+	im, err := g.image(ctx, g.plain())
+	if err != nil {
+		return nil, err
+	}
+	m := im.reader.Manifest()
+	res.Stats, res.State, res.Hot = m.Stats, m.Members.State.Size, m.Members.Profile.Decoded/4
+	res.derive()
+	return res, im.Close()
+}
+
+// derive sets what follows from the rest.
+func (g *guestResult) derive() {
+	for _, w := range g.Rows {
+		w.change = (g.Stats.Memory.Modified + g.Stats.Disk.Modified) * overlay.PageSize
+	}
+}
+
+func (w *row) String() string {
+	last := len(w.Create) - 1
+	return fmt.Sprintf("%s (%s): %.2f MiB, created in %.1f s, decoded at %.0f MB/s", w.Label, w.Factor, mib(w.Bytes), w.Create[last].Wall, float64(w.Stored)/1e6/w.Decode[last].CPU)
+}
+
+// round creates and decodes the overlay once.
+func (w *row) round(ctx context.Context, g *guest, id overlay.Hash, plain map[string]int64) (err error) {
+	made, err := g.create(ctx, w.variant, id)
+	if err != nil {
+		return err
+	}
+	q := request{Base: g.base, Overlay: g.made()}
+	decoded, err := q.ask(ctx)
+	if err := errors.Join(err, os.Remove(g.made())); err != nil {
+		return err
+	}
+	w.fill(made)
+	w.Create, w.Peak = append(w.Create, made.Cost), max(w.Peak, made.Peak)
+	w.Decode, w.First, w.Open = append(w.Decode, decoded.Cost), append(w.First, decoded.First), append(w.Open, decoded.Open...)
+	if len(w.Create) > 1 {
+		return nil
+	}
+	w.Saved.Codec = w.Stored - made.Manifest.Members.Frames.Size
+	v, ok := w.plain()
+	if !ok {
+		plain[w.key()] = made.Manifest.Members.Frames.Size
+		return nil
+	}
+	n, ok := plain[v.key()]
+	if !ok {
+		without, err := g.create(ctx, v, id)
+		if err := errors.Join(err, os.Remove(g.made())); err != nil {
+			return err
+		}
+		n = without.Manifest.Members.Frames.Size
+		plain[v.key()] = n
+	}
+	w.Saved.Codec, w.Saved.Delta = w.Stored-n, n-made.Manifest.Members.Frames.Size
+	return nil
+}
+
+// fill takes what is the same in every round.
+func (w *row) fill(r *response) {
+	m := r.Manifest
+	w.Bytes, w.File, w.Index, w.Encoder = m.Members.Frames.Size+m.Members.Index.Size, r.Size, m.Members.Index.Size, m.Strategy.Encoder
+	w.Saved = saved{Codec: w.Saved.Codec, Delta: w.Saved.Delta}
+	w.Stored = 0
+	for _, p := range []overlay.PageStats{m.Stats.Memory, m.Stats.Disk} {
+		w.Saved.Zero += p.Zero * overlay.PageSize
+		w.Saved.Base += p.Base * overlay.PageSize
+		w.Saved.Parent += p.Parent * overlay.PageSize
+		w.Saved.Self += p.Self * overlay.PageSize
+		w.Stored += p.Stored * overlay.PageSize
+	}
+}
+
+// made is the overlay under measurement.
+func (g *guest) made() string { return filepath.Join(g.dir, "made.overlay") }
+
+func (g *guest) create(ctx context.Context, v variant, id overlay.Hash) (*response, error) {
+	q := request{Create: true, Base: g.base, Overlay: g.plain(), Out: g.made(), Strategy: v.Strategy, ByAddress: v.ByAddress, Without: v.Without}
+	r, err := q.ask(ctx)
+	if err == nil && r.ID != id {
+		err = fmt.Errorf("strategy %s made overlay %.12s of %.12s", v.Strategy, r.ID, id)
+	}
+	return r, err
+}
+
+// host says what the figures were measured on.
+func host() string {
+	text := fmt.Sprintf("%d CPUs", runtime.NumCPU())
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, after, ok := strings.Cut(string(b), "model name"); ok {
+			line, _, _ := strings.Cut(after, "\n")
+			text += ", " + strings.TrimLeft(line, "\t :")
+		}
+	}
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		one, _, _ := strings.Cut(string(b), " ")
+		text += ", load " + one + " at the start"
+	}
+	return text + ", " + runtime.Version()
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"cloudlet/overlay"
+)
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == childArgument {
+		os.Exit(childMain(context.Background(), os.Stdin, os.Stdout))
+	}
+	os.Exit(m.Run())
+}
+
+// newGuest makes a base and the files of a launch VM: "base:memory:disk".
+func newGuest(t *testing.T) string {
+	rng := rand.New(rand.NewPCG(1, 1))
+	fill := func(p []byte) {
+		for i := range p {
+			p[i] = byte(rng.IntN(4) * rng.IntN(60))
+		}
+	}
+	dir := t.TempDir()
+	base := filepath.Join(dir, "base")
+	require.NoError(t, os.Mkdir(base, 0o755))
+	for _, name := range []string{"memory", "disk"} {
+		p := make([]byte, 256*overlay.PageSize)
+		fill(p[:128*overlay.PageSize])
+		require.NoError(t, os.WriteFile(filepath.Join(base, name), p, 0o600))
+		for page := range 64 {
+			q := p[page*3*overlay.PageSize:][:overlay.PageSize]
+			switch page % 4 {
+			case 0:
+				clear(q)
+			case 1:
+				copy(q, p[20*overlay.PageSize:])
+			default:
+				fill(q[100:])
+			}
+		}
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), p, 0o600))
+	}
+	b, err := overlay.SealBase(t.Context(), base, json.RawMessage(`{"type":"test"}`), nil)
+	require.NoError(t, err)
+	require.NoError(t, b.Close())
+	return base + ":" + filepath.Join(dir, "memory") + ":" + filepath.Join(dir, "disk")
+}
+
+// TestBench measures small guests: every variant and every rival that is here, and rounds.
+func TestBench(t *testing.T) {
+	dir := t.TempDir()
+	o := options{guests: []string{"one=" + newGuest(t)}, strategies: "factors", rivals: strings.Join(rivalNames(), ","), rounds: 1, patience: time.Minute,
+		dir: dir, json: filepath.Join(dir, "r.json"), csv: filepath.Join(dir, "r.csv"), picture: filepath.Join(dir, "r"), publish: filepath.Join(dir, "root")}
+	if _, err := exec.LookPath("xdelta3"); err != nil {
+		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
+			t.Fatal(err)
+		}
+		o.strategies = "balanced;small;fast,delta=dict"
+	}
+	r, err := o.results(t.Context())
+	require.NoError(t, err)
+	g := r.Guests[0]
+	for _, w := range g.Rows {
+		require.Len(t, w.Create, 1, w.Label)
+		all := w.Saved.Zero + w.Saved.Base + w.Saved.Self + w.Saved.Codec + w.Saved.Delta + w.Bytes - w.Index
+		require.Equal(t, w.change, all, "%s: what the steps save, and what is left", w.Label)
+		if w.Label == "no class at all" {
+			require.Equal(t, w.change, w.Stored)
+		} else if w.Factor == "preset" {
+			require.Positive(t, w.Saved.Zero)
+			require.Positive(t, w.Saved.Base+w.Saved.Self)
+		}
+	}
+	for _, v := range g.Rivals {
+		require.Positive(t, v.Bytes, v.Name)
+		require.Empty(t, v.Error, v.Name)
+	}
+	left, err := os.ReadDir(filepath.Join(dir, "one"))
+	require.NoError(t, err)
+	for _, e := range left {
+		require.True(t, e.Name() == "plain.overlay" || strings.HasPrefix(e.Name(), "rivals-"), "%s is left", e.Name())
+	}
+
+	two := o
+	two.guests, two.strategies, two.rivals, two.rounds = []string{"two=" + newGuest(t)}, "balanced;small", "solid", 2
+	more, err := two.results(t.Context())
+	require.NoError(t, err)
+	for _, w := range more.Guests[0].Rows {
+		require.Len(t, w.Create, 2)
+		require.Len(t, w.Decode, 2)
+		require.Len(t, w.Open, 2*opens)
+	}
+	r.Guests = append(r.Guests, more.Guests...)
+	o.requireReports(t, r)
+}
+
+// requireReports requires that every form of the results is written, and can be read again.
+func (o *options) requireReports(t *testing.T, r *results) {
+	if err := o.report(r); err != nil { // times are what they are
+		require.ErrorIs(t, err, errMissed)
+	}
+	for _, name := range []string{"-one.svg", "-two.png"} {
+		info, err := os.Stat(o.picture + name)
+		require.NoError(t, err)
+		require.Greater(t, info.Size(), int64(5000))
+	}
+	f, err := os.Open(o.csv)
+	require.NoError(t, err)
+	defer f.Close()
+	lines, err := csv.NewReader(f).ReadAll()
+	require.NoError(t, err)
+	want := 1
+	for _, g := range r.Guests {
+		want += len(g.Rows) + len(g.Rivals)
+	}
+	require.Len(t, lines, want)
+	doc, err := os.ReadFile(filepath.Join(o.publish, "docs", "strategies.md"))
+	require.NoError(t, err)
+	require.Contains(t, string(doc), "# Overlay strategies")
+	require.Contains(t, string(doc), "strategies-two.svg")
+
+	again := options{from: o.json}
+	s, err := again.results(t.Context())
+	require.NoError(t, err)
+	for i, g := range r.Guests {
+		var first, second bytes.Buffer
+		g.print(&first)
+		s.Guests[i].print(&second)
+		require.Equal(t, first.String(), second.String())
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for want, args := range map[string][]string{
+		"name a guest":             {},
+		"want NAME=":               {"-guest", "/some/where"},
+		"the name of lower-case":   {"-guest", "A B=x:y"},
+		"too many colons":          {"-guest", "a=1:2:3:4"},
+		"prepare it with make":     {"-guest", "a=" + t.TempDir()},
+		"there are eager":          {"-guest", "a=b:c", "-rivals", "bogus"},
+		"unknown overlay strategy": {"-guest", "a=b:c", "-strategies", "balanced;bogus"},
+		"there are none, xor":      {"-guest", "a=b:c", "-strategies", "balanced,delta=bogus"},
+		"unexpected argument":      {"x"},
+		"no such file":             {"-guest", "a=/nowhere:/nowhere", "-dir", t.TempDir()},
+	} {
+		require.ErrorContains(t, run(t.Context(), args), want)
+	}
+}
+
+func TestFront(t *testing.T) {
+	a, b, c, d := point{label: "a", size: 1, speed: 1}, point{label: "b", size: 2, speed: 3}, point{label: "c", size: 3, speed: 2}, point{label: "d", size: 2, speed: 2}
+	require.Equal(t, []point{a, b}, front([]point{d, c, b, a}))
+	require.Empty(t, front(nil))
+}
+
+func TestSpread(t *testing.T) {
+	require.Equal(t, spread{2.5, 1, 4}, newSpread([]float64{4, 1, 2, 3}))
+	require.Equal(t, "2.5 (1.0-4.0)", newSpread([]float64{4, 1, 2, 3}).format(1))
+	require.Equal(t, "7", newSpread([]float64{7}).format(0))
+	require.Zero(t, newSpread(nil))
+}
+
+// TestTargets: only what was measured is judged, a rival that did not work is none.
+func TestTargets(t *testing.T) {
+	w := &row{variant: variant{Strategy: "balanced"}, Bytes: 108, File: 120, Stored: 600e6, change: 90e6, Create: []cost{{2, 1}}, Decode: []cost{{2, 1}}, Open: []float64{0.01}}
+	g := &guestResult{Rows: []*row{w}, Rivals: []rivalResult{{Name: referenceName, Bytes: 100}, {Name: eagerName, Error: "no luck"}}}
+	var have []string
+	for _, target := range g.targets() {
+		have = append(have, target.String())
+	}
+	text := strings.Join(have, "\n")
+	require.Len(t, have, 4)
+	require.Contains(t, text, "target at most 1.100, measured 1.080 of the reference: pass")
+	require.Contains(t, text, "measured 90 MB/s a core: MISS")
+	require.Contains(t, text, "measured 600 MB/s a core: pass")
+	require.NotContains(t, text, "eager")
+}
+
+func TestVariants(t *testing.T) {
+	keys := map[string]string{}
+	for _, v := range factors() {
+		_, err := overlay.ParseStrategy(v.Strategy)
+		require.NoError(t, err)
+		require.NotContains(t, keys, v.key(), "%s makes the same bytes as %s", v.Label, keys[v.key()])
+		keys[v.key()] = v.Label
+	}
+	v, ok := variant{Strategy: "small"}.plain()
+	require.True(t, ok)
+	require.Equal(t, "small,delta=none", v.Strategy)
+	_, ok = variant{Strategy: "small,delta=none"}.plain()
+	require.False(t, ok)
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"cloudlet/overlay"
+)
+
+// publish writes docs/strategies.md with its plots and the figures behind them.
+func publish(root string, r *results) error {
+	docs := filepath.Join(root, "docs")
+	if err := os.MkdirAll(docs, 0o755); err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString(introduction)
+	fmt.Fprintf(&b, "Measured on %s; %d rounds, medians, in brackets least and most. Sizes are exact.\n", r.Host, r.Rounds)
+	for _, g := range r.Guests {
+		g.document(&b)
+		if err := g.draw(filepath.Join(docs, "strategies-"+g.Name)); err != nil {
+			return err
+		}
+	}
+	if err := writeJSON(filepath.Join(docs, "bench-strategies.json"), r); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(docs, "strategies.md"), []byte(b.String()), 0o644)
+}
+
+const introduction = `# Overlay strategies
+
+Written by ` + "`make bench-strategies`" + `; changes belong into cmd/overlaybench.
+
+A strategy says how the pages that an overlay stores become frames: what is subtracted (the
+delta), how they are compressed (codec and level), and how many stand together (frame size, for
+pages of the touch profile and for the others). It changes the file, never the overlay's id.
+
+How to choose: **balanced** is the default, and what a guest waits for is decoded at its speed.
+**fast** where somebody waits for the overlay to be made, as in a handoff. **small** where the
+link is the slowest part and creating may take minutes. **elijah** is what the seeds of this
+field did, to compare with. Parameters change one thing: ` + "`balanced,delta=dict,level=4`" + `.
+
+Size is frames and index, without device state and touch profile. *vs ref* is a share of the
+reference: each stored page through xdelta3 -9, then all through one xz -9e, which cannot be
+read lazily. *codec saves* and *delta saves* are MiB; a delta that costs more than it saves is
+negative. Speeds are MB of pages a second of processor time, hashes included: *create* of
+modified pages, *decode* of stored ones; *first* also hashes the pages of the base that a delta
+needs, as a fresh mount does. *peak* is the creating process alone.
+
+`
+
+// document writes a guest's chapter.
+func (g *guestResult) document(b *strings.Builder) {
+	m, d := g.Stats.Memory, g.Stats.Disk
+	fmt.Fprintf(b, "\n## %s\n\n", g.Name)
+	fmt.Fprintf(b, "| pages | modified | zero | in the base | twice | stored |\n|---|--:|--:|--:|--:|--:|\n")
+	for _, p := range []struct {
+		name string
+		overlay.PageStats
+	}{{"memory", m}, {"disk", d}} {
+		fmt.Fprintf(b, "| %s | %d | %d | %d | %d | %d |\n", p.name, p.Modified, p.Zero, p.Base, p.Self, p.Stored)
+	}
+	if len(g.Rows) > 0 {
+		fmt.Fprintf(b, "\n![size against decode speed](strategies-%s.svg)\n\n", g.Name)
+		fmt.Fprint(b, "| varied | strategy | MiB | vs ref | codec saves | delta saves | create s | create MB/s | peak MiB | decode MB/s | first MB/s | open ms |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	}
+	best := front(g.points())
+	for _, w := range g.Rows {
+		label := w.Label
+		if slices.ContainsFunc(best, func(p point) bool { return !p.rival && p.label == w.Label }) {
+			label = "**" + label + "**"
+		}
+		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %.0f | %.1f |\n", w.Factor, label, mib(w.Bytes), g.ratio(w.Bytes), mib(w.Saved.Codec), mib(w.Saved.Delta),
+			w.createWall().format(1), w.createSpeed().Median, mib(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*w.openTime().Median)
+	}
+	if len(g.Rows) > 0 {
+		fmt.Fprint(b, "\nBold: on the Pareto front, where no other way is smaller and faster to decode.\n")
+	}
+	if len(g.Rivals) > 0 {
+		fmt.Fprint(b, "\n| other programs | what | MiB | vs ref | made in s of CPU | decode MB/s |\n|---|---|--:|--:|--:|--:|\n")
+	}
+	for i := range g.Rivals {
+		v := &g.Rivals[i]
+		if v.Error != "" {
+			fmt.Fprintf(b, "| %s | %s | did not work: %.120s | | | |\n", v.Name, v.Text, strings.ReplaceAll(v.Error, "|", " "))
+			continue
+		}
+		speed := "-"
+		if s := g.rivalSpeed(v); s > 0 {
+			speed = fmt.Sprintf("%.0f", s)
+		}
+		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.0f | %s |\n", v.Name, v.Text, mib(v.Bytes), g.ratio(v.Bytes), v.Create.CPU, speed)
+	}
+	if list := g.targets(); len(list) > 0 {
+		fmt.Fprint(b, "\n```\n")
+		for _, t := range list {
+			fmt.Fprintln(b, t)
+		}
+		fmt.Fprint(b, "```\n")
+	}
+	g.paid(b)
+}
+
+// paid tells what each change of balanced saved or cost.
+func (g *guestResult) paid(b *strings.Builder) {
+	base := g.find(standard)
+	if base == nil {
+		return
+	}
+	var lost, won []string
+	for _, w := range g.Rows {
+		if w.Factor == "preset" || w.Factor == "deduplication" || w == base {
+			continue
+		}
+		size := 100 * (float64(w.Bytes)/float64(base.Bytes) - 1)
+		text := fmt.Sprintf("- %s: %+.1f %% of size, decodes at %.0f %% and is created at %.0f %% of the speed of balanced", w.Label, size,
+			100*w.decodeSpeed().Median/base.decodeSpeed().Median, 100*w.createSpeed().Median/base.createSpeed().Median)
+		if size < -0.5 {
+			won = append(won, text)
+		} else {
+			lost = append(lost, text)
+		}
+	}
+	for _, part := range []struct {
+		head  string
+		lines []string
+	}{{"What makes balanced smaller, at a price:", won}, {"What did not make it smaller by half a percent:", lost}} {
+		if len(part.lines) > 0 {
+			fmt.Fprintf(b, "\n%s\n\n%s\n", part.head, strings.Join(part.lines, "\n"))
+		}
+	}
+}
