@@ -119,6 +119,9 @@ func (o *options) results(ctx context.Context) (*results, error) {
 			return nil, fmt.Errorf("guest %s: %w", g.name, err)
 		}
 		r.Guests = append(r.Guests, res)
+		if err := writeJSON(o.json, r); err != nil { // what a later guest's failure does not lose
+			return nil, err
+		}
 	}
 	return r, nil
 }

@@ -104,6 +104,7 @@ func TestBench(t *testing.T) {
 		require.Len(t, w.Open, 2*opens)
 	}
 	r.Guests = append(r.Guests, more.Guests...)
+	require.NoError(t, writeJSON(o.json, r))
 	o.requireReports(t, r)
 }
 
@@ -162,8 +163,17 @@ func TestRefused(t *testing.T) {
 
 func TestFront(t *testing.T) {
 	a, b, c, d := point{label: "a", size: 1, speed: 1}, point{label: "b", size: 2, speed: 3}, point{label: "c", size: 3, speed: 2}, point{label: "d", size: 2, speed: 2}
-	require.Equal(t, []point{a, b}, front([]point{d, c, b, a}))
+	require.Equal(t, []point{a, b}, front([]point{d, {label: "solid", size: 0.5, speed: 9, rival: true}, c, b, a}))
 	require.Empty(t, front(nil))
+}
+
+func TestSpeedTicks(t *testing.T) {
+	var have []float64
+	for _, tick := range speedTicks([]point{{low: 21, high: 30}, {low: 150, high: 640}}) {
+		have = append(have, tick.Value)
+	}
+	require.Equal(t, []float64{20, 50, 100, 200, 500, 1000}, have)
+	require.Len(t, speedTicks([]point{{low: 5, high: 5}}), 2)
 }
 
 func TestSpread(t *testing.T) {

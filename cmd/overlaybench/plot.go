@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"image/color"
+	"math"
 	"slices"
+	"strconv"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -37,8 +39,10 @@ func (g *guestResult) points() (list []point) {
 	return list
 }
 
-// front returns the points that no other is both smaller and faster than, by size.
+// front returns the strategies that no other is both smaller and faster than, by size. Other
+// programs' files cannot be read lazily, and so are no choice beside them.
 func front(list []point) (out []point) {
+	list = slices.DeleteFunc(slices.Clone(list), func(p point) bool { return p.rival })
 	sorted := slices.SortedFunc(slices.Values(list), func(a, b point) int {
 		return cmp.Or(cmp.Compare(a.size, b.size), -cmp.Compare(a.speed, b.speed))
 	})
@@ -58,13 +62,12 @@ func (g *guestResult) draw(path string) error {
 		return nil
 	}
 	p := plot.New()
-	p.Title.Text = fmt.Sprintf("%s: size against decode speed; line: no other is smaller and faster", g.Name)
+	p.Title.Text = fmt.Sprintf("%s: size against decode speed; line: no other strategy is smaller and faster", g.Name)
 	p.X.Label.Text = "size of the overlay without device state and profile, MiB"
 	p.Y.Label.Text = "decoding, MB/s of one core"
 	p.Y.Scale = plot.LogScale{}
-	p.Y.Tick.Marker = plot.LogTicks{Prec: -1}
+	p.Y.Tick.Marker = plot.ConstantTicks(speedTicks(list))
 	p.Add(plotter.NewGrid())
-	p.Legend.Top, p.Legend.Left = true, true
 	for _, kind := range []struct {
 		name  string
 		rival bool
@@ -89,12 +92,36 @@ func (g *guestResult) draw(path string) error {
 	l.Color, l.Width = color.RGBA{0xc0, 0x39, 0x2b, 0xff}, vg.Points(1.2)
 	p.Add(l)
 	p.Legend.Add("Pareto front", l)
+	p.Legend.Padding, p.Legend.YOffs = vg.Points(3), vg.Points(4) // lower right, where little is
+	p.X.Max += (p.X.Max - p.X.Min + 1) / 8                        // for the labels
+	ticks := speedTicks(list)
+	p.Y.Min, p.Y.Max = ticks[0].Value, ticks[len(ticks)-1].Value
 	for _, ending := range []string{".svg", ".png"} {
 		if err := p.Save(10*vg.Inch, 6.5*vg.Inch, path+ending); err != nil {
 			return fmt.Errorf("write plot %s: %w", path+ending, err)
 		}
 	}
 	return nil
+}
+
+// speedTicks returns 1, 2 and 5 of each power of ten around the speeds.
+func speedTicks(list []point) (ticks []plot.Tick) {
+	least, most := math.Inf(1), 0.0
+	for _, p := range list {
+		least, most = min(least, p.low), max(most, p.high)
+	}
+	for power := math.Pow(10, math.Floor(math.Log10(max(least, 1e-3)))); ; power *= 10 {
+		for _, n := range []float64{1, 2, 5} {
+			v := n * power
+			if v <= least {
+				ticks = nil // one at or below the least is enough
+			}
+			ticks = append(ticks, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 4, 64)})
+			if v > most {
+				return ticks
+			}
+		}
+	}
 }
 
 func addPoints(p *plot.Plot, name string, c color.Color, shape draw.GlyphDrawer, list []point) error {

@@ -71,14 +71,14 @@ func (g *guestResult) document(b *strings.Builder) {
 	best := front(g.points())
 	for _, w := range g.Rows {
 		label := w.Label
-		if slices.ContainsFunc(best, func(p point) bool { return !p.rival && p.label == w.Label }) {
+		if slices.ContainsFunc(best, func(p point) bool { return p.label == w.Label }) {
 			label = "**" + label + "**"
 		}
 		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %.0f | %.1f |\n", w.Factor, label, mib(w.Bytes), g.ratio(w.Bytes), mib(w.Saved.Codec), mib(w.Saved.Delta),
 			w.createWall().format(1), w.createSpeed().Median, mib(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*w.openTime().Median)
 	}
 	if len(g.Rows) > 0 {
-		fmt.Fprint(b, "\nBold: on the Pareto front, where no other way is smaller and faster to decode.\n")
+		fmt.Fprint(b, "\nBold: on the Pareto front, where no other strategy is both smaller and faster to decode.\n")
 	}
 	if len(g.Rivals) > 0 {
 		fmt.Fprint(b, "\n| other programs | what | MiB | vs ref | made in s of CPU | decode MB/s |\n|---|---|--:|--:|--:|--:|\n")

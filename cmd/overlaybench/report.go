@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -107,11 +108,6 @@ func (o *options) report(r *results) error {
 		}
 		fmt.Println()
 	}
-	if o.from == "" {
-		if err := writeJSON(o.json, r); err != nil {
-			return err
-		}
-	}
 	if err := writeCSV(o.csv, r); err != nil {
 		return err
 	}
@@ -120,7 +116,7 @@ func (o *options) report(r *results) error {
 			return err
 		}
 	}
-	fmt.Printf("figures: %s, %s; plots: %s-GUEST.svg and .png\n", o.json, o.csv, o.picture)
+	fmt.Printf("figures: %s, %s; plots: %s-GUEST.svg and .png\n", cmp.Or(o.from, o.json), o.csv, o.picture)
 	if o.publish != "" {
 		if err := publish(o.publish, r); err != nil {
 			return err
