@@ -87,10 +87,10 @@ func (g *guestResult) rival(name string) *rivalResult {
 
 // rivalSpeed is in MB of the pages that were modified or are stored a second of one core.
 func (g *guestResult) rivalSpeed(r *rivalResult) float64 {
-	if r.Decode == nil || r.Decode.CPU <= 0 || len(g.Rows) == 0 {
+	if r.Decode == nil || r.Decode.CPU <= 0 {
 		return 0
 	}
-	n := g.Rows[0].change
+	n := (g.Stats.Memory.Modified + g.Stats.Disk.Modified) * 4096
 	if r.Name == referenceName || r.Name == solidName {
 		n = (g.Stats.Memory.Stored + g.Stats.Disk.Stored) * 4096
 	}
