@@ -61,6 +61,7 @@ func (r *trackRig) round(t *testing.T, last bool, stopped func(func())) segments
 	out, err := os.OpenFile(filepath.Join(t.TempDir(), "out"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	require.NoError(t, err)
 	defer out.Close()
+	require.NoError(t, os.Remove(out.Name())) // many rounds of one test would fill a small /tmp
 	if !r.stops() {
 		stopped = func(f func()) { f() }
 	}
