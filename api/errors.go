@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"net/http"
 )
 
 // Code says what kind of failure an Error is.
@@ -19,6 +20,25 @@ const (
 	Cancelled   Code = "cancelled"   // the caller gave up
 	Internal    Code = "internal"    // everything else
 )
+
+// HTTPStatus returns the status that answers a request which failed in this way.
+func (c Code) HTTPStatus() int {
+	switch c {
+	case Invalid:
+		return http.StatusBadRequest
+	case NotFound:
+		return http.StatusNotFound
+	case Conflict, Cancelled:
+		return http.StatusConflict
+	case Damaged:
+		return http.StatusUnprocessableEntity
+	case Unavailable:
+		return http.StatusServiceUnavailable
+	case TimedOut:
+		return http.StatusGatewayTimeout
+	}
+	return http.StatusInternalServerError
+}
 
 // Error is a failure with what a user needs to act on it.
 type Error struct {

@@ -77,21 +77,7 @@ func statusOf(err error) int {
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout
 	}
-	switch api.CodeOf(err) {
-	case api.Invalid:
-		return http.StatusBadRequest
-	case api.NotFound:
-		return http.StatusNotFound
-	case api.Conflict, api.Cancelled:
-		return http.StatusConflict
-	case api.Damaged:
-		return http.StatusUnprocessableEntity
-	case api.Unavailable:
-		return http.StatusServiceUnavailable
-	case api.TimedOut:
-		return http.StatusGatewayTimeout
-	}
-	return http.StatusInternalServerError
+	return api.CodeOf(err).HTTPStatus()
 }
 
 // wordsOf is what an error says: what is wrong, and what to do.

@@ -73,25 +73,6 @@ func bad(field, format string, args ...any) *refusal {
 	return refuse(http.StatusBadRequest, format, args...).at(field)
 }
 
-// statusOf is the status of a code.
-func statusOf(code api.Code) int {
-	switch code {
-	case api.Invalid:
-		return http.StatusBadRequest
-	case api.NotFound:
-		return http.StatusNotFound
-	case api.Conflict, api.Cancelled:
-		return http.StatusConflict
-	case api.Damaged:
-		return http.StatusUnprocessableEntity
-	case api.Unavailable:
-		return http.StatusServiceUnavailable
-	case api.TimedOut:
-		return http.StatusGatewayTimeout
-	}
-	return http.StatusInternalServerError
-}
-
 // retryAfter is what a client that was refused for want of room is told to wait, in seconds.
 const retryAfter = 1
 
@@ -116,7 +97,7 @@ func problemOf(err error) (problem, http.Header) {
 				e.Code = api.TimedOut
 			}
 		}
-		known = &refusal{cause: e, status: statusOf(e.Code), header: http.Header{}}
+		known = &refusal{cause: e, status: e.Code.HTTPStatus(), header: http.Header{}}
 	}
 	if known.status == http.StatusServiceUnavailable || known.status == http.StatusTooManyRequests {
 		known.header.Set("Retry-After", strconv.Itoa(retryAfter))

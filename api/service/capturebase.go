@@ -51,11 +51,7 @@ func (s *Service) captureBase(ctx context.Context, id, name string, p api.Progre
 // writeLaunch writes the parts of a base to dir: what an overlay, on the launch of an instance,
 // makes of disk, memory and state, and the kernel and initrd of the base below.
 func (s *Service) writeLaunch(ctx context.Context, dir, path string, l *launchImage, own int, p api.Progress) (err error) {
-	src, err := openSource(ctx, path, nil, s.path("cache"))
-	if err != nil {
-		return err
-	}
-	top, err := overlay.Open(ctx, src)
+	top, err := link{Source: path}.read(ctx, "")
 	if err != nil {
 		return err
 	}

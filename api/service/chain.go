@@ -24,6 +24,15 @@ type link struct {
 	Allow []string `json:"allow,omitzero"`
 }
 
+// read opens the overlay of a link.
+func (l link) read(ctx context.Context, spool string) (*overlay.Reader, error) {
+	src, err := l.open(ctx, spool)
+	if err != nil {
+		return nil, err
+	}
+	return overlay.Open(ctx, src)
+}
+
 // launchImage is a base and a chain of overlays, opened.
 type launchImage struct {
 	base    *overlay.Base
@@ -80,11 +89,7 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 	}()
 	for {
-		src, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.open(ctx, s.path("cache"))
-		if err != nil {
-			return l, err
-		}
-		r, err := overlay.Open(ctx, src)
+		r, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.read(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
 		}
@@ -117,11 +122,7 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 	for i := range links {
 		links[i] = s.whereIs(links[i])
 		at := links[i]
-		src, err := at.open(ctx, s.path("cache"))
-		if err != nil {
-			return l, err
-		}
-		r, err := overlay.Open(ctx, src)
+		r, err := at.read(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
 		}

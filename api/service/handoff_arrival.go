@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -172,13 +174,7 @@ func (s *Service) tickArrivals(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		s.mu.Lock()
-		var due []*arrival
-		for _, d := range s.arrivals {
-			due = append(due, d)
-		}
-		s.mu.Unlock()
-		for _, d := range due {
+		for _, d := range s.allArrivals() {
 			if !d.unsettled() {
 				continue
 			}
@@ -247,15 +243,15 @@ func (d *arrival) settle(ctx context.Context) error {
 
 // stopArrivals ends what is fetched; the next daemon goes on.
 func (s *Service) stopArrivals() {
-	s.mu.Lock()
-	var all []*arrival
-	for _, d := range s.arrivals {
-		all = append(all, d)
-	}
-	s.mu.Unlock()
-	for _, d := range all {
+	for _, d := range s.allArrivals() {
 		d.stop()
 	}
+}
+
+func (s *Service) allArrivals() []*arrival {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.arrivals))
 }
 
 // removeArrived removes the overlays that a handoff has brought, once its instance is gone.

@@ -16,8 +16,6 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/handoff"
-	"cloudlet/overlay"
-	"cloudlet/overlay/source"
 
 	"golang.org/x/sys/unix"
 )
@@ -332,13 +330,9 @@ func (d *arrival) finish(ctx context.Context, f *fetch, file *os.File) error {
 
 // check reads an overlay that has arrived and compares all of it with its hashes.
 func (f *fetch) check(ctx context.Context) (err error) {
-	src, err := source.OpenFile(filepath.Join(f.dir, "overlay"))
+	r, err := link{Source: filepath.Join(f.dir, "overlay")}.read(ctx, "")
 	if err != nil {
 		return err
-	}
-	r, err := overlay.Open(ctx, src)
-	if err != nil {
-		return errors.Join(err, src.Close())
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	if r.ID().String() != f.o.ID {

@@ -12,7 +12,6 @@ import (
 	"cloudlet/api"
 	"cloudlet/handoff"
 	"cloudlet/overlay"
-	"cloudlet/overlay/source"
 	"cloudlet/vmm"
 )
 
@@ -223,11 +222,7 @@ func (v *handoffVM) create(ctx context.Context, n int, residue *vmm.Residue, dir
 	if final {
 		return made, nil
 	}
-	src, err := source.OpenFile(filepath.Join(to, "overlay"))
-	if err != nil {
-		return nil, err
-	}
-	reader, err := overlay.Open(ctx, src)
+	reader, err := link{Source: filepath.Join(to, "overlay")}.read(ctx, "")
 	if err != nil {
 		return nil, err
 	}
