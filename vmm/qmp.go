@@ -104,7 +104,14 @@ func (c *qmp) negotiate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("greet monitor: %w", err)
 	}
-	return c.execute(ctx, "qmp_capabilities", nil, nil)
+	err = c.execute(ctx, "qmp_capabilities", nil, nil)
+	var refused *QMPError
+	if errors.As(err, &refused) && refused.Class == "CommandNotFound" {
+		// QEMU has this command until a connection has negotiated: the command of a client that
+		// left, run after this one came, has done it.
+		return nil
+	}
+	return err
 }
 
 // message is any message of the monitor.

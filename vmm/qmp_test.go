@@ -118,6 +118,29 @@ func TestQMPAnswersOfOthers(t *testing.T) {
 	require.Len(t, ids, 3)
 }
 
+// TestQMPNegotiatedByAnother: the negotiation that a client left behind is run for the next.
+func TestQMPNegotiatedByAnother(t *testing.T) {
+	dir := fakeMonitor(t, func(conn net.Conn) {
+		in := json.NewDecoder(conn)
+		id := func() int {
+			var req struct{ ID int }
+			_ = in.Decode(&req)
+			return req.ID
+		}
+		fmt.Fprint(conn, greeting)
+		ours := id()
+		fmt.Fprintf(conn, "{\"return\": {}, \"id\": %d}\n", ours-5*qmpIDs)
+		fmt.Fprintf(conn, "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"Capabilities negotiation is already complete, command ignored\"}, \"id\": %d}\n", ours)
+		fmt.Fprintf(conn, "{\"return\": {\"status\": \"paused\"}, \"id\": %d}\n", id())
+	})
+	c, err := dialQMP(t.Context(), dir)
+	require.NoError(t, err)
+	defer c.close()
+	s, err := c.runState(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "paused", s)
+}
+
 func TestQMPMisbehaves(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
 		"closes at once": func(net.Conn) {},
