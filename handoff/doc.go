@@ -69,6 +69,7 @@
 //	  |             | complete                    |
 //	  |             v                             v
 //	  |         discarding                     resuming
+//	  |             |                        superseding
 //	  v             v                             v
 //	cancelled      done                        resumed
 //
@@ -85,7 +86,9 @@
 //	discarding  discards the VM, releases what is published, sends end (for Patience).
 //	aborting    lets the guest run on, if pausing was reached and it was not paused before;
 //	            then releases; then sends abort (for Patience: a lease ends it otherwise).
-//	resuming    lets the guest run on; sends supersede (for Farewell); then releases.
+//	resuming    lets the guest run on, and leaves nothing of the handoff in its VM.
+//	superseding sends supersede (for Farewell), then releases. It does not touch the VM, of an
+//	            instance that is an ordinary one: paused, captured, deleted, handed off again.
 //
 // Cancel works until go, and is refused with ErrTooLate from the moment on at which the
 // record of go is being written. If it cannot be learned whether that record stands, go is

@@ -101,7 +101,7 @@ func fakeChain(n int) []Overlay {
 
 func (v fakeVM) Round(_ context.Context, n int) (out Published, err error) {
 	err = v.w.do(v.p, "round", append(ofVerb, userCancel), func() error {
-		v.w.published = true
+		v.w.published, v.w.layers = true, true
 		out = Published{Chain: fakeChain(n), Round: Round{Dirty: 4096, Bytes: 1}}
 		return v.alive()
 	})
@@ -126,7 +126,7 @@ func (v fakeVM) Final(_ context.Context, n int) (out Published, err error) {
 		if err := v.alive(); err != nil {
 			return err
 		}
-		w.published, w.final = true, w.here.writes
+		w.published, w.layers, w.final = true, true, w.here.writes
 		out = Published{Chain: fakeChain(n), Round: Round{Bytes: 1}}
 		return nil
 	})
@@ -136,6 +136,7 @@ func (v fakeVM) Final(_ context.Context, n int) (out Published, err error) {
 func (v fakeVM) Continue(context.Context) error {
 	w := v.w
 	return w.do(v.p, "continue", ofVerb, func() error {
+		w.ours("continued")
 		if w.source.Status().State == SourceResuming {
 			w.accepted = true
 		}
@@ -178,9 +179,31 @@ func (v fakeVM) Release(context.Context) error {
 		if w.here.state == paused {
 			w.wrong("released while the guest is paused")
 		}
+		if w.layers && w.here.state == runs {
+			w.wrong("released while something of the rounds is in the VM")
+		}
 		w.published = false
 		return nil
 	})
+}
+
+func (v fakeVM) Settle(context.Context) error {
+	w := v.w
+	return w.do(v.p, "settle", ofVerb, func() error {
+		w.ours("settled")
+		if w.here.state == paused {
+			w.wrong("settled while the guest is paused")
+		}
+		w.layers = false
+		return v.alive()
+	})
+}
+
+// ours: what is an ordinary instance again may be anybody's.
+func (w *world) ours(what string) {
+	if stateOf(w.disk["source"]) == string(SourceSuperseding) {
+		w.wrong("%s, and it is an ordinary instance", what)
+	}
 }
 
 // fakeSite is the destination's cloudlet.

@@ -42,7 +42,7 @@ type Limits struct {
 	// the guest run here; default 24 h.
 	Farewell time.Duration
 	// Poll is the time between two questions, Backoff the longest after errors; defaults
-	// 100 ms and 10 s.
+	// 100 ms and 3 s.
 	Poll, Backoff time.Duration
 }
 
@@ -56,7 +56,7 @@ func (l Limits) withDefaults() Limits {
 		d time.Duration
 	}{
 		{&l.Time, 5 * time.Minute}, {&l.Pause, 200 * time.Millisecond}, {&l.Stopped, 30 * time.Second},
-		{&l.Patience, 30 * time.Second}, {&l.Farewell, 24 * time.Hour}, {&l.Poll, 100 * time.Millisecond}, {&l.Backoff, 10 * time.Second},
+		{&l.Patience, 30 * time.Second}, {&l.Farewell, 24 * time.Hour}, {&l.Poll, 100 * time.Millisecond}, {&l.Backoff, 3 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.d

@@ -23,7 +23,9 @@ const (
 	SourceAborting   SourceState = "aborting"
 	SourceCancelled  SourceState = "cancelled"
 	SourceResuming   SourceState = "resuming" // an operator has accepted the loss
-	SourceResumed    SourceState = "resumed"
+	// SourceSuperseding: the instance is an ordinary one again, and the destination is told.
+	SourceSuperseding SourceState = "superseding"
+	SourceResumed     SourceState = "resumed"
 )
 
 // Ended reports whether nothing is left to do.
@@ -81,7 +83,7 @@ type phase int
 const (
 	offering phase = iota // of SourceOpen
 	rounding
-	settling
+	sending
 	deciding
 	pausing // of SourcePausing
 	publishing
@@ -89,6 +91,7 @@ const (
 	committing
 	withdrawing
 	continuing // of SourceAborting and SourceResuming
+	settling
 	releasing
 	telling
 	ending
@@ -121,7 +124,9 @@ type Source struct {
 	missing   int64
 	why       string // of the last decision about rounds
 	note      string // what the last step was stuck at
-	theirs    State  // in the last answer
+	sent      Kind   // the message that has no answer yet
+	since     time.Time
+	theirs    State // in the last answer
 	progress  time.Time
 	stopped   time.Time
 	pause     time.Duration
@@ -178,6 +183,8 @@ func OpenSource(ctx context.Context, cfg SourceConfig) (*Source, error) {
 		s.cancelled = []Reason{{Text: "the source was restarted before go"}}
 	case s.rec.State == SourceDiscarding:
 		s.phase = discarding
+	case s.rec.State == SourceSuperseding:
+		s.phase, s.committed = telling, true
 	default:
 		s.phase, s.committed = continuing, true
 	}
@@ -299,6 +306,9 @@ func (s *Source) inDoubtLocked() bool {
 	return s.theirs == Lost || s.theirs == Unknown || s.cfg.Clock.Now().Sub(s.progress) >= s.cfg.Limits.Patience
 }
 
+// hangs is how long an answer may take before the status tells of it.
+const hangs = 2 * time.Second
+
 // Status says how it is.
 func (s *Source) Status() Status {
 	s.mu.Lock()
@@ -307,6 +317,9 @@ func (s *Source) Status() Status {
 		Handoff: s.rec.Handoff, Epoch: s.rec.Epoch, State: s.rec.State, Theirs: s.theirs, Rounds: slices.Clone(s.rounds),
 		Missing: s.missing, Why: s.why, Pause: s.pause, Endpoints: slices.Clone(s.rec.Endpoints),
 		Reasons: slices.Clone(s.rec.Reasons), Stuck: s.note,
+	}
+	if quiet := s.cfg.Clock.Now().Sub(s.since); st.Stuck == "" && s.sent != "" && quiet >= hangs {
+		st.Stuck = fmt.Sprintf("no answer to %s for %v", s.sent, quiet.Round(time.Second))
 	}
 	for _, r := range s.rounds {
 		st.Bytes += r.Bytes

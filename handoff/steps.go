@@ -36,6 +36,8 @@ func (s *Source) Step(ctx context.Context) (wait time.Duration, done bool) {
 		return s.discarding(ctx), false
 	case SourceResuming:
 		return s.resuming(ctx), false
+	case SourceSuperseding:
+		return s.superseding(ctx), false
 	}
 	return 0, true
 }
@@ -95,8 +97,8 @@ func (s *Source) open(ctx context.Context) time.Duration {
 			return 0
 		}
 		s.published(p)
-		s.phase, s.sentAt = settling, s.cfg.Clock.Now()
-	case settling:
+		s.phase, s.sentAt = sending, s.cfg.Clock.Now()
+	case sending:
 		a, ok := s.ask(ctx, KindRound, Accepted)
 		if !ok {
 			return s.backoff()
@@ -280,8 +282,8 @@ func (s *Source) aborting(ctx context.Context) time.Duration {
 				return s.stuck(err)
 			}
 		}
-		s.phase = releasing
-	case releasing, telling, ending:
+		s.phase = settling
+	case settling, releasing, telling, ending:
 		return s.farewell(ctx, KindAbort, SourceCancelled)
 	}
 	return 0
@@ -293,8 +295,8 @@ func (s *Source) discarding(ctx context.Context) time.Duration {
 		if err := s.cfg.VM.Discard(ctx); err != nil {
 			return s.stuck(err)
 		}
-		s.phase = releasing
-	case releasing, telling, ending:
+		s.phase = settling
+	case settling, releasing, telling, ending:
 		return s.farewell(ctx, KindEnd, SourceDone)
 	}
 	return 0
@@ -303,6 +305,11 @@ func (s *Source) discarding(ctx context.Context) time.Duration {
 // farewell releases what was published, tells the destination by k, and ends in state last.
 func (s *Source) farewell(ctx context.Context, k Kind, last SourceState) time.Duration {
 	switch s.phase {
+	case settling:
+		if err := s.settle(ctx); err != nil {
+			return s.stuck(err)
+		}
+		s.phase = releasing
 	case releasing:
 		if err := s.cfg.VM.Release(ctx); err != nil {
 			return s.stuck(err)
@@ -316,8 +323,15 @@ func (s *Source) farewell(ctx context.Context, k Kind, last SourceState) time.Du
 	return 0
 }
 
-// resuming runs the guest here though it may have run there. What was published stays until
-// the destination has paused its VM, so that this one can be looked at.
+// settle leaves nothing of the rounds in a VM, if there is one.
+func (s *Source) settle(ctx context.Context) error {
+	if err := s.cfg.VM.Settle(ctx); err != nil && !errors.Is(err, ErrEnded) {
+		return err
+	}
+	return nil
+}
+
+// resuming runs the guest here though it may have run there.
 func (s *Source) resuming(ctx context.Context) time.Duration {
 	switch s.phase {
 	default:
@@ -326,7 +340,22 @@ func (s *Source) resuming(ctx context.Context) time.Duration {
 				return s.stuck(err)
 			}
 		}
-		s.phase, s.wait, s.began = telling, 0, s.cfg.Clock.Now()
+		s.phase = settling
+	case settling:
+		if err := s.settle(ctx); err != nil {
+			return s.stuck(err)
+		}
+		s.phase = ending
+	case ending: // the VM is not touched again, even if the record is said not to be written
+		return s.enter(ctx, SourceSuperseding)
+	}
+	return 0
+}
+
+// superseding tells the destination that the guest runs here. What was published stays until
+// then, so that the VM there can be paused and looked at.
+func (s *Source) superseding(ctx context.Context) time.Duration {
+	switch s.phase {
 	case telling:
 		return s.tell(ctx, KindSupersede, s.cfg.Limits.Farewell)
 	case ending:
@@ -369,6 +398,8 @@ func (s *Source) write(ctx context.Context, rec sourceRecord) time.Duration {
 		s.phase = discarding
 	case SourceAborting, SourceResuming:
 		s.phase = continuing
+	case SourceSuperseding:
+		s.phase = telling
 	}
 	return 0
 }
@@ -415,7 +446,10 @@ func (s *Source) message(k Kind) Message {
 // send sends a message and checks that the answer is one to it.
 func (s *Source) send(ctx context.Context, k Kind) (Answer, error) {
 	m := s.message(k)
+	now := s.cfg.Clock.Now()
+	s.set(func() { s.sent, s.since = k, now })
 	a, err := s.cfg.Peer.Send(ctx, m)
+	s.set(func() { s.sent = "" })
 	if err == nil {
 		err = a.Validate()
 	}

@@ -29,7 +29,10 @@ type VM interface {
 	Continue(ctx context.Context) error
 	// Discard ends the VM for good and removes what is its own.
 	Discard(ctx context.Context) error
-	// Release removes all that was published: files and URLs.
+	// Settle makes the VM an ordinary one: nothing of the rounds is left in it. ErrEnded if
+	// there is none.
+	Settle(ctx context.Context) error
+	// Release removes all that was published: files and URLs. It does not touch the VM.
 	Release(ctx context.Context) error
 }
 

@@ -114,6 +114,7 @@ type world struct {
 	acked      int            // writes that clients were told of
 	final      int            // writes in what Final has published; -1: nothing
 	published  bool
+	layers     bool // something of the rounds is in the VM at the source
 	fetched    bool
 	ranThere   bool
 	wentGo     bool // going was on record
@@ -384,6 +385,9 @@ func (w *world) check(ctx context.Context) {
 		case SourceCancelled, SourceResumed:
 			if w.here.state != runs && !w.power {
 				w.wrong("%s, and the guest does not run here", ours)
+			}
+			if w.here.state == runs && w.layers {
+				w.wrong("%s, and something of the rounds is in the VM", ours)
 			}
 			if ours == SourceCancelled && w.ranThere {
 				w.wrong("cancelled, and it has run there")

@@ -260,6 +260,7 @@ func resumes(state handoff.State) outcome {
 		require.Equal(r.t, h.Loss, said.Loss)
 		r.until("the guest runs on at the source", func() bool { return r.state(r.a, r.in.ID) == api.Running })
 		r.requireKept()
+		r.requireOrdinary(h.Epoch)
 		mend()
 		r.between.HoldTails(false)
 		op := r.ended()
@@ -280,13 +281,50 @@ func resumes(state handoff.State) outcome {
 			r.requireNothingAt(r.b)
 		}
 		r.requireWithdrawn()
-		in, err := r.a.Client.Instance(r.t.Context(), r.in.ID)
-		require.NoError(r.t, err)
-		require.Empty(r.t, in.Handoff)
-		require.Greater(r.t, in.Epoch, h.Epoch, "the right to run it is newer than the one that was given away")
-		_, err = r.Verify(r.t.Context(), r.at, r.token)
+		_, err := r.Verify(r.t.Context(), r.at, r.token)
 		require.NoError(r.t, err)
 	}
+}
+
+// requireOrdinary requires that an instance that an operator has let run on is an ordinary
+// one, though the destination has not been told yet. epoch is that of the handoff.
+func (r *faultRun) requireOrdinary(epoch uint64) {
+	r.t.Helper()
+	var in api.Instance
+	r.until("the instance is an ordinary one", func() (ok bool) {
+		var err error
+		in, err = r.a.Client.Instance(r.t.Context(), r.in.ID)
+		require.NoError(r.t, err)
+		return in.Handoff == ""
+	})
+	require.Greater(r.t, in.Epoch, epoch, "the right to run it is newer than the one that was given away")
+	for _, a := range []api.Action{api.ActionPause, api.ActionContinue} {
+		_, err := r.a.Client.Act(r.t.Context(), r.in.ID, a)
+		require.NoError(r.t, err)
+	}
+	var o api.CreatedOverlay
+	require.NoError(r.t, r.a.CLI(r.t.Context(), &o, "overlay", "create", r.in.ID, "--strategy", "fast"))
+	require.NoError(r.t, r.a.Client.DeleteOverlay(r.t.Context(), o.ID))
+	require.Equal(r.t, string(handoff.SourceSuperseding), r.status(r.a).State)
+}
+
+// discards: all of it is at the destination, which cannot say so; an operator gives up the VM
+// at the source, and nothing is lost.
+func discards(r *faultRun, mend func()) {
+	h := r.doubt()
+	var said struct{ Loss string }
+	require.NoError(r.t, r.a.CLI(r.t.Context(), &said, "handoff", r.in.ID, "--resolve", "discard-here"))
+	require.Equal(r.t, h.Loss, said.Loss)
+	r.until("the VM at the source is gone", func() bool { return r.state(r.a, r.in.ID) == api.Stopped })
+	moves(r, mend)
+}
+
+// expires: the source cannot be heard, and the destination waits for it no longer than its
+// lease.
+func expires(r *faultRun, mend func()) {
+	r.until("the lease is over", func() bool { return r.status(r.b).State == string(handoff.Never) })
+	r.requireNothingAt(r.b)
+	stays(r, mend)
 }
 
 // requireKept requires that all that was told until go is at the source, in order, and that it
@@ -357,6 +395,12 @@ func faultCells() (out []faultCell) {
 		inRound: stays, paused: stays, prepared: stays, goUnsent: resumes(handoff.Never), goUnanswered: resumes(handoff.Superseded),
 		running: resumes(handoff.Superseded), complete: resumes(handoff.Superseded),
 	})
+	apart := longCut
+	apart.name = "link cut until the lease is over"
+	row(apart, map[moment]outcome{inRound: expires, prepared: expires})
+	given := longCut
+	given.name = "link cut, the VM at the source is given up"
+	row(given, map[moment]outcome{complete: discards})
 	long := longCut
 	long.name = "link cut until it is in doubt"
 	row(long, map[moment]outcome{goUnsent: resolves, goUnanswered: resolves, running: resolves})

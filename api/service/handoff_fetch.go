@@ -24,7 +24,7 @@ const (
 	fetchBuffer   = 64 << 10
 	fetchPause    = 100 * time.Millisecond // after the first failure; then twice as long, up to
 	fetchPauseMax = 5 * time.Second
-	fetchSilence  = 20 * time.Second // without a byte
+	fetchSilence  = 5 * time.Second // without a byte; a new connection is tried then
 )
 
 // fetch is an overlay that arrives, in order, in a file from which an instance may run before

@@ -15,8 +15,12 @@ import (
 	"cloudlet/handoff"
 )
 
-// messageTime bounds one message: a destination that prepares may have to fetch first.
-const messageTime = 60 * time.Second
+// A message is answered at once, but for prepare: a destination may have to fetch first. One
+// without an answer is sent again: on a link that was cut TCP may wait for long.
+const (
+	answerWait  = 10 * time.Second
+	prepareWait = 60 * time.Second
+)
 
 // handoffPeer carries messages to the other cloudlet over its API.
 type handoffPeer struct {
@@ -43,7 +47,7 @@ func newHandoffPeer(m handoffMeta) (*handoffPeer, error) {
 func newFetcher(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy, t.DisableCompression, t.MaxIdleConnsPerHost = nil, true, 2
-	t.ResponseHeaderTimeout = messageTime
+	t.ResponseHeaderTimeout = prepareWait
 	if dial != nil {
 		t.DialContext = dial
 	}
@@ -52,7 +56,11 @@ func newFetcher(dial func(ctx context.Context, network, addr string) (net.Conn, 
 
 // Send implements handoff.Peer. Only an answer with the status 200 is one of the protocol.
 func (p *handoffPeer) Send(ctx context.Context, m handoff.Message) (a handoff.Answer, err error) {
-	ctx, cancel := context.WithTimeout(ctx, messageTime)
+	bound := answerWait
+	if m.Kind == handoff.KindPrepare {
+		bound = prepareWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	content, err := json.Marshal(m)
 	if err != nil {

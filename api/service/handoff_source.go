@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"cloudlet/api"
@@ -75,13 +76,15 @@ func (s *Service) checkHandOff(caller Caller, req api.HandOff, token string) err
 // roundRoom is how many levels of a chain the rounds of a handoff may take at least.
 const roundRoom = 3
 
-// handOff moves an instance. It holds the instance's lock all the time.
+// handOff moves an instance. It holds the instance's lock until the instance is an ordinary
+// one again.
 func (s *Service) handOff(ctx context.Context, op *operation, id string, m handoffMeta, req api.HandOff) (out any, err error) {
 	r, vm, lk, err := s.working(ctx, m.Instance)
 	if err != nil {
 		return nil, err
 	}
-	defer lk.unlock()
+	free := sync.OnceFunc(lk.unlock)
+	defer free()
 	launch := len(r.Links) - r.Own
 	m.Parents = min(launch, overlay.MaxDepth-roundRoom)
 	o, err := s.offer(ctx, id, r, vm, m, req)
@@ -103,7 +106,7 @@ func (s *Service) handOff(ctx context.Context, op *operation, id string, m hando
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.handoffPath(id)))
 	}
-	return s.follow(ctx, op, id, m, src)
+	return s.follow(ctx, op, id, m, src, free)
 }
 
 // newSource makes the source of a new handoff.
@@ -215,8 +218,10 @@ func (s *Service) residueOf(r *record, vm *vmm.VM) (n int64) {
 	return n
 }
 
-// follow runs a source until the handoff has ended, and says how.
-func (s *Service) follow(ctx context.Context, op *operation, id string, m handoffMeta, src *handoff.Source) (any, error) {
+// follow runs a source until the handoff has ended, and says how. It frees the instance as soon
+// as that is an ordinary one again.
+func (s *Service) follow(ctx context.Context, op *operation, id string, m handoffMeta, src *handoff.Source, free func()) (any, error) {
+	freed := false
 	life, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	ended := make(chan error, 1)
@@ -242,7 +247,16 @@ func (s *Service) follow(ctx context.Context, op *operation, id string, m handof
 			halt = nil
 			stop(errStopping)
 		case <-tick.C:
-			reportHandoff(op, src.Status())
+			st := src.Status()
+			reportHandoff(op, st)
+			if st.State == handoff.SourceSuperseding && !freed {
+				if err := s.letGo(ctx, id, m, st); err != nil {
+					s.log.Warn("instance stays that of its handoff", "handoff", id, "err", err) // until the next tick
+					continue
+				}
+				free()
+				freed = true
+			}
 		}
 	}
 }
@@ -263,6 +277,8 @@ func reportHandoff(op *operation, st handoff.Status) {
 		phase = "prepare"
 	case st.State == handoff.SourceGoing:
 		phase = "go"
+	case st.State == handoff.SourceSuperseding:
+		phase = "tell the destination"
 	}
 	op.progress(phase, max(0, st.Bytes-st.Missing), st.Bytes)
 }
@@ -275,13 +291,7 @@ func (s *Service) handedOff(ctx context.Context, op *operation, id string, m han
 			return nil, err
 		}
 	}
-	err := s.updateRecord(ctx, m.Instance, func(r *record) {
-		r.Handoff = ""
-		if st.State == handoff.SourceResumed {
-			r.Epoch, r.Tried = st.Epoch+1, st.Epoch+1
-		}
-	})
-	if err := ignoreMissing(err); err != nil {
+	if err := s.letGo(ctx, id, m, st); err != nil {
 		return nil, err
 	}
 	switch st.State {
@@ -301,6 +311,20 @@ func (s *Service) handedOff(ctx context.Context, op *operation, id string, m han
 		return nil, context.Canceled
 	}
 	return nil, refusal(m.Instance, st.Reasons)
+}
+
+// letGo makes an instance an ordinary one again. By the time it is called it may be so already,
+// and even be handed off again.
+func (s *Service) letGo(ctx context.Context, id string, m handoffMeta, st handoff.Status) error {
+	return ignoreMissing(s.updateRecord(ctx, m.Instance, func(r *record) {
+		if r.Handoff != id {
+			return
+		}
+		r.Handoff = ""
+		if st.State == handoff.SourceSuperseding || st.State == handoff.SourceResumed {
+			r.Epoch, r.Tried = st.Epoch+1, st.Epoch+1
+		}
+	}))
 }
 
 // refusal is the error of a handoff that did not come to be.
@@ -325,12 +349,6 @@ func (s *Service) handOffAgain(ctx context.Context, op *operation, target *api.T
 	if err != nil {
 		return nil, err
 	}
-	lk, err := waitLock(ctx, s.instancePath(m.Instance), unix.LOCK_EX)
-	if err == nil {
-		defer lk.unlock()
-	} else if ignoreMissing(err) != nil {
-		return nil, err
-	}
 	c, err := s.sourceConfig(target.ID, m)
 	if err != nil {
 		return nil, err
@@ -341,7 +359,19 @@ func (s *Service) handOffAgain(ctx context.Context, op *operation, target *api.T
 	}
 	c.VM.(*handoffVM).status = src.Status
 	s.keepSource(target.ID, src)
-	return s.follow(ctx, op, target.ID, m, src)
+	free := func() {}
+	if r, err := s.readRecord(m.Instance); err == nil && r.Handoff == target.ID {
+		held, err := waitLock(ctx, s.instancePath(m.Instance), unix.LOCK_EX)
+		if err == nil {
+			free = sync.OnceFunc(held.unlock)
+			defer free()
+		} else if ignoreMissing(err) != nil {
+			return nil, err
+		}
+	} else if ignoreMissing(err) != nil {
+		return nil, err
+	}
+	return s.follow(ctx, op, target.ID, m, src, free)
 }
 
 // resolve carries out what an operator decides about an instance whose handoff is in doubt.

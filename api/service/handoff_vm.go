@@ -293,13 +293,10 @@ func (v *handoffVM) Discard(ctx context.Context) error {
 }
 
 // Release implements handoff.VM.
-func (v *handoffVM) Release(ctx context.Context) error {
+func (v *handoffVM) Release(context.Context) error {
 	m := v.meta
 	m.Key = "" // the URLs lead nowhere any more
 	if err := v.s.writeHandoff(v.id, m); err != nil {
-		return err
-	}
-	if err := v.endRounds(ctx); err != nil && !errors.Is(err, vmm.ErrEnded) && !errors.Is(err, handoff.ErrEnded) {
 		return err
 	}
 	entries, err := os.ReadDir(v.s.handoffPath(v.id))
@@ -311,9 +308,9 @@ func (v *handoffVM) Release(ctx context.Context) error {
 	return err
 }
 
-// endRounds closes what the rounds needed. Layers of the disk that the rounds of a process
-// that died have left are merged.
-func (v *handoffVM) endRounds(ctx context.Context) error {
+// Settle implements handoff.VM. It closes what the rounds needed; layers of the disk that the
+// rounds of a process that died have left are merged.
+func (v *handoffVM) Settle(ctx context.Context) error {
 	for _, r := range v.above {
 		if err := r.Close(); err != nil {
 			return err
@@ -331,13 +328,13 @@ func (v *handoffVM) endRounds(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return vm.Merge(ctx)
+		return ended(vm.Merge(ctx))
 	}
 	if v.last != nil {
 		if err := v.last.Release(ctx); err != nil {
-			return err
+			return ended(err)
 		}
 		v.last = nil
 	}
-	return v.rounds.Close(ctx)
+	return ended(v.rounds.Close(ctx))
 }
