@@ -235,6 +235,7 @@ func TestParseStrategy(t *testing.T) {
 		"balanced,frame=5000": "multiple of 4096",
 		"balanced,level=9":    "level 9",
 		"balanced,speed=1":    "the parameters are",
+		"balanced,order=hot":  "there are address, cold, similar",
 		"balanced,level=a":    "invalid syntax",
 	} {
 		_, err := ParseStrategy(text)

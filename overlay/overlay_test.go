@@ -173,7 +173,7 @@ func requireImage(t testing.TB, im *Image, want vm) {
 
 // everyStrategy returns the presets, and every delta with every codec that it goes with.
 func everyStrategy() []string {
-	list := Strategies()
+	list := append(Strategies(), "balanced,order=similar,frame=16K")
 	for _, delta := range deltaNames {
 		for _, codec := range codecNames {
 			if text := fmt.Sprintf("balanced,delta=%s,codec=%s", delta, codec); delta != "dict" || codec == "zstd" {
@@ -348,7 +348,7 @@ func TestDeterministic(t *testing.T) {
 		b, _ := create(t, l, CreateOptions{Workers: workers})
 		require.True(t, bytes.Equal(first, b), "%d workers", workers)
 	}
-	for _, text := range []string{"balanced,delta=dict", "fast,delta=vcdiff,frame=1M", "fast,delta=dict", "balanced,delta=dict,level=4"} {
+	for _, text := range []string{"balanced,delta=dict", "fast,delta=vcdiff,frame=1M", "fast,delta=dict", "balanced,delta=dict,level=4", "balanced,order=similar"} {
 		needProgram(t, text)
 		one, again := create(t, l, CreateOptions{Workers: 1, Strategy: strategy(t, text)})
 		two, _ := create(t, l, CreateOptions{Workers: 3, Strategy: strategy(t, text)})

@@ -17,7 +17,37 @@ type Strategy struct {
 	Level     int    `json:"level"`      // zstd: 1 fastest, 2 default, 3 better, 4 best; 0 for the others
 	FrameSize int    `json:"frame_size"` // bytes of pages in a frame; a multiple of PageSize, at most MaxFramePages pages
 	HotSize   int    `json:"hot_size"`   // the same for frames of pages in the touch profile
-	Encoder   string `json:"encoder"`    // libraries and programs that encoded, with versions; set by Create
+	Order     Order  `json:"order,omitzero"`
+	Encoder   string `json:"encoder"` // libraries and programs that encoded, with versions; set by Create
+}
+
+// Order is how the pages outside of the touch profile are put into frames.
+type Order uint8
+
+// The orders.
+const (
+	OrderAddress Order = iota
+	// OrderCold is OrderSimilar where there is a touch profile, which tells that these pages
+	// are wanted late or never, and OrderAddress where there is none: whoever reads a page is
+	// likely to read those beside it.
+	OrderCold
+	// OrderSimilar puts pages that resemble one another into the same frame, which makes them
+	// smaller.
+	OrderSimilar
+)
+
+var orderNames = []string{"address", "cold", "similar"}
+
+// String returns "address", "cold" or "similar".
+func (o Order) String() string { return nameOf(orderNames, uint8(o)) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (o Order) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (o *Order) UnmarshalText(b []byte) (err error) {
+	*o, err = named[Order](orderNames, "order", string(b))
+	return err
 }
 
 // presets are the named strategies. Frame sizes: larger frames compress better, smaller
@@ -25,18 +55,18 @@ type Strategy struct {
 var presets = map[string]Strategy{
 	"none":     {Delta: DeltaNone, Codec: CodecNone, FrameSize: 64 << 10, HotSize: 64 << 10},
 	"fast":     {Delta: DeltaXOR, Codec: CodecZstd, Level: 1, FrameSize: 128 << 10, HotSize: 64 << 10},
-	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10},
+	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10, Order: OrderCold},
 	// What the seeds of this field did: xdelta3, then LZMA.
 	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
-	"small":  {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
+	"small":  {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10, Order: OrderSimilar},
 }
 
 // Strategies lists the names of the presets.
 func Strategies() []string { return slices.Sorted(maps.Keys(presets)) }
 
 // ParseStrategy parses a preset's name, optionally with changes: "balanced" or
-// "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3". The empty string is "balanced".
-// Deltas are none, xor, vcdiff and dict; vcdiff needs the program xdelta3 where it is encoded.
+// "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3,order=cold". The empty string is
+// "balanced". Orders are address, cold and similar, see [Order]. Deltas are none, xor, vcdiff and dict; vcdiff needs the program xdelta3 where it is encoded.
 func ParseStrategy(text string) (Strategy, error) {
 	name, rest, changed := strings.Cut(text, ",")
 	if name == "" {
@@ -77,8 +107,10 @@ func (s *Strategy) set(key, value string) (err error) {
 		s.FrameSize, err = parseSize(value)
 	case "hot":
 		s.HotSize, err = parseSize(value)
+	case "order":
+		s.Order, err = named[Order](orderNames, "order", value)
 	default:
-		return fmt.Errorf("unknown parameter %q: the parameters are delta, codec, level, frame, hot", key)
+		return fmt.Errorf("unknown parameter %q: the parameters are delta, codec, level, frame, hot, order", key)
 	}
 	return err
 }
@@ -111,8 +143,8 @@ func (s *Strategy) Validate() error {
 	if s.Codec == CodecZstd && (s.Level < 1 || s.Level > 4) || s.Codec != CodecZstd && s.Level != 0 {
 		return fmt.Errorf("overlay strategy %q: level %d: codec zstd takes 1 to 4, the others 0", s.Name, s.Level)
 	}
-	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= len(deltaNames) || len(s.Name) > 200 {
-		return fmt.Errorf("overlay strategy %.80q: unknown codec %d or delta %d", s.Name, s.Codec, s.Delta)
+	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= len(deltaNames) || int(s.Order) >= len(orderNames) || len(s.Name) > 200 {
+		return fmt.Errorf("overlay strategy %.80q: unknown codec %d, delta %d or order %d", s.Name, s.Codec, s.Delta, s.Order)
 	}
 	if s.Delta == DeltaDict && s.Codec != CodecZstd {
 		return fmt.Errorf("overlay strategy %q: delta dict needs codec zstd, not %s", s.Name, s.Codec)

@@ -18,6 +18,7 @@ import (
 type group struct {
 	addrs []Addr
 	size  int // capacity in bytes
+	delta Delta
 }
 
 // encodedFrame is a frame ready to be written.
@@ -28,9 +29,10 @@ type encodedFrame struct {
 }
 
 // groups orders the stored pages into frames: those of the profile first, in its order, the
-// others by address; a frame holds pages of one image only.
-func (c *creation) groups(yield func(group) error) error {
+// others as the strategy says; a frame holds pages of one image only.
+func (c *creation) groups(ctx context.Context, yield func(group) error) (err error) {
 	cold := c.stored
+	similar := c.strategy.Order == OrderSimilar || c.strategy.Order == OrderCold && len(c.l.Profile) > 0
 	if len(c.l.Profile) > 0 {
 		hot := make([]Addr, 0, len(c.l.Profile))
 		isHot := make(map[Addr]struct{}, len(c.l.Profile))
@@ -40,21 +42,31 @@ func (c *creation) groups(yield func(group) error) error {
 				isHot[a] = struct{}{}
 			}
 		}
-		if err := split(hot, c.strategy.HotSize, yield); err != nil {
+		if err := split(hot, c.strategy.HotSize, c.strategy.Delta, yield); err != nil {
 			return err
 		}
 		cold = slices.DeleteFunc(slices.Clone(cold), func(a Addr) bool { _, ok := isHot[a]; return ok })
 	}
-	return split(cold, c.strategy.FrameSize, yield)
+	if !similar {
+		return split(cold, c.strategy.FrameSize, c.strategy.Delta, yield)
+	}
+	own, others, err := c.bySimilarity(ctx, cold)
+	if err != nil {
+		return err
+	}
+	if err := split(own, c.strategy.FrameSize, c.strategy.Delta, yield); err != nil {
+		return err
+	}
+	return split(others, c.strategy.FrameSize, DeltaNone, yield)
 }
 
-func split(addrs []Addr, size int, yield func(group) error) error {
+func split(addrs []Addr, size int, delta Delta, yield func(group) error) error {
 	for len(addrs) > 0 {
 		n := 1
 		for n < len(addrs) && n < size/PageSize && addrs[n].Space() == addrs[0].Space() {
 			n++
 		}
-		if err := yield(group{addrs[:n], size}); err != nil {
+		if err := yield(group{addrs[:n], size, delta}); err != nil {
 			return err
 		}
 		addrs = addrs[n:]
@@ -67,17 +79,11 @@ func split(addrs []Addr, size int, yield func(group) error) error {
 func (c *creation) encodeGroup(ctx context.Context, g group, e *frameEncoder, buf []byte) (encodedFrame, error) {
 	pages := buf[:len(g.addrs)*PageSize]
 	f := encodedFrame{addrs: g.addrs, frame: frame{pages: uint16(len(g.addrs))}}
-	err := readPages(pages, g.addrs, func(s Space, p []byte, off int64) error {
-		if s == Disk {
-			return c.l.Disk.Read(p, off)
-		}
-		return c.l.Memory.Read(p, off)
-	})
-	if err != nil {
+	if err := c.readLaunch(pages, g.addrs); err != nil {
 		return f, err
 	}
 	var base []byte
-	if c.strategy.Delta != DeltaNone {
+	if g.delta != DeltaNone {
 		base = buf[len(pages) : 2*len(pages)]
 		if err := readPages(base, g.addrs, c.l.Parent.base.ReadVerified); err != nil {
 			return f, err
@@ -92,6 +98,16 @@ func (c *creation) encodeGroup(ctx context.Context, g group, e *frameEncoder, bu
 	return f, nil
 }
 
+// readLaunch reads pages of the launch VM.
+func (c *creation) readLaunch(dst []byte, addrs []Addr) error {
+	return readPages(dst, addrs, func(s Space, p []byte, off int64) error {
+		if s == Disk {
+			return c.l.Disk.Read(p, off)
+		}
+		return c.l.Memory.Read(p, off)
+	})
+}
+
 // spoolFrames encodes all frames into w and returns the index they give and the CRC of
 // their bytes.
 func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32, error) {
@@ -100,7 +116,7 @@ func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32
 	size := max(c.strategy.FrameSize, c.strategy.HotSize)
 	var mu sync.Mutex
 	var encoders []*frameEncoder
-	err := ordered(ctx, c.workers, c.groups,
+	err := ordered(ctx, c.workers, func(yield func(group) error) error { return c.groups(ctx, yield) },
 		func() (func(group) (encodedFrame, error), error) {
 			e, err := newFrameEncoder(&c.strategy, size, c.differ)
 			mu.Lock()
