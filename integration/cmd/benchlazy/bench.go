@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,7 @@ import (
 type bench struct {
 	options               demoguest.Options
 	out, picture, publish string
+	from                  string // results to report again
 	rounds, pairs         int
 	bound                 time.Duration
 	links                 []network
@@ -49,6 +51,14 @@ func (b *bench) choose(links, ways string) error {
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
+	if b.publish != "" {
+		if err := checkReadme(b.publish); err != nil {
+			return err
+		}
+	}
+	if b.from != "" {
+		return b.again()
+	}
 	for _, p := range []*string{&b.out, &b.picture} {
 		if *p, err = filepath.Abs(*p); err != nil {
 			return err
@@ -67,6 +77,18 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if err := b.measure(ctx); err != nil {
 		return err
+	}
+	return b.report()
+}
+
+// again reports the results of an earlier run.
+func (b *bench) again() error {
+	text, err := os.ReadFile(b.from)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, &b.r); err != nil {
+		return fmt.Errorf("%s holds no results: %w", b.from, err)
 	}
 	return b.report()
 }

@@ -23,6 +23,7 @@ func main() {
 	flag.StringVar(&b.out, "o", "build/bench-lazy.json", "file for the results")
 	flag.StringVar(&b.picture, "svg", "build/bench-lazy.svg", "file for the picture")
 	flag.StringVar(&b.publish, "publish", "", "root of the project, to put figures and picture into its documents")
+	flag.StringVar(&b.from, "from", "", "results of an earlier run, to be reported again")
 	flag.StringVar(&links, "links", strings.Join(linkNames(), ","), "links to measure")
 	flag.StringVar(&ways, "ways", strings.Join(wayNames(), ","), "ways to measure")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of measuring, every way over every link once in each")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -185,10 +184,7 @@ func (b *bench) report() error {
 	}
 	fmt.Printf("figures: %s\npicture: %s\n", b.out, b.picture)
 	if b.publish != "" {
-		docs := filepath.Join(b.publish, "docs")
-		err := errors.Join(os.MkdirAll(docs, 0o755), figures.WriteJSON(filepath.Join(docs, "bench-lazy.json"), &b.r),
-			os.WriteFile(filepath.Join(docs, "bench-lazy.svg"), []byte(picture(&b.r)), 0o644))
-		if err != nil {
+		if err := b.r.put(b.publish); err != nil {
 			return err
 		}
 	}
@@ -226,22 +222,31 @@ func (r *results) print() {
 
 // row is a line of the table.
 func (r *results) row(c *cell) string {
+	v := r.columns(c)
+	return strings.TrimRight(fmt.Sprintf("%-18s %9s %9s  %s", v[0], v[1], v[2], v[3]), " ")
+}
+
+// columns are first response, MiB before it, seconds until complete, and waits; "" where there
+// is none.
+func (r *results) columns(c *cell) []string {
 	if len(c.Samples) == 0 {
-		return fmt.Sprintf("%18s", fmt.Sprintf("> %.0f", r.Bound))
+		return []string{fmt.Sprintf("> %.0f", r.Bound), "", "", ""}
 	}
 	v := c.seconds()
 	cut := ""
 	if c.Cut {
 		cut = fmt.Sprintf(", > %.0f once", r.Bound)
 	}
-	text := fmt.Sprintf("%6.2f %-12s %8.1f", figures.Median(v), fmt.Sprintf("(%.2f-%.2f%s)", slices.Min(v), slices.Max(v), cut), figures.MiB(figures.Median(c.bytes())))
-	complete := "-"
+	text := fmt.Sprintf("%.2f (%.2f-%.2f%s)", figures.Median(v), slices.Min(v), slices.Max(v), cut)
+	if len(v) == 1 {
+		text = fmt.Sprintf("%.2f%s", v[0], cut)
+	}
+	list := []string{text, fmt.Sprintf("%.1f", figures.MiB(figures.Median(c.bytes()))), "", ""}
 	if s := c.completed(); s != nil {
-		complete = fmt.Sprintf("%.1f s", *s)
+		list[2] = fmt.Sprintf("%.1f", *s)
 	}
-	text += fmt.Sprintf(" %9s", complete)
 	if w := c.middle().Waits; w != nil {
-		text += fmt.Sprintf("  %d, %s, %s, %d", w.Count, milli(w.P50), milli(w.P99), w.Long)
+		list[3] = fmt.Sprintf("%d, %s, %s, %d", w.Count, milli(w.P50), milli(w.P99), w.Long)
 	}
-	return strings.TrimRight(text, " ")
+	return list
 }

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
 	"cloudlet/api/service"
+	"cloudlet/integration/figures"
 
 	"github.com/stretchr/testify/require"
 )
@@ -106,4 +109,15 @@ func TestChoose(t *testing.T) {
 	require.Len(t, b.ways, 2)
 	require.ErrorContains(t, (&bench{}).choose("2g", "floor"), "38m-loss")
 	require.ErrorContains(t, (&bench{}).choose("local", "flor"), "own-eager")
+}
+
+// TestReadmeTable: the README's table is that of docs/bench-lazy.json.
+func TestReadmeTable(t *testing.T) {
+	table, err := figures.Table("../../../README.md", tableName)
+	require.NoError(t, err)
+	b, err := os.ReadFile("../../../docs/bench-lazy.json")
+	require.NoError(t, err)
+	var r results
+	require.NoError(t, json.Unmarshal(b, &r))
+	require.Equal(t, r.markdown(), table)
 }
