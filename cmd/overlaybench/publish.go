@@ -36,8 +36,10 @@ const introduction = `# Overlay strategies
 Written by ` + "`make bench-strategies`" + `; changes belong into cmd/overlaybench.
 
 A strategy says how the pages that an overlay stores become frames: what is subtracted (the
-delta), how they are compressed (codec and level), and how many stand together (frame size, for
-pages of the touch profile and for the others). It changes the file, never the overlay's id.
+delta), how they are compressed (codec and level), how many stand together (frame size, for
+pages of the touch profile and for the others), and which ones (order): pages of the touch
+profile in its order, all others beside those that they resemble. It changes the file, never the
+overlay's id.
 
 How to choose: **balanced** is the default, and what a guest waits for is decoded at its speed.
 **fast** where somebody waits for the overlay to be made, as in a handoff. **small** where the

@@ -39,7 +39,8 @@ func factors() []variant {
 	one("delta", "delta=none", "delta=dict", "delta=vcdiff")
 	one("codec", "level=1", "level=2", "level=4", "codec=xz")
 	one("frame size", "frame=16K", "frame=256K", "frame=1M", "frame=4M", "frame=256K,hot=256K")
-	list = append(list, variant{Factor: "order", Label: "by address", Strategy: standard, ByAddress: true})
+	one("order", "order=address")
+	list = append(list, variant{Factor: "order", Label: "all by address", Strategy: standard, ByAddress: true})
 	for _, d := range []struct {
 		label string
 		off   overlay.Classes
