@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"cloudlet/api"
+	"cloudlet/overlay"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -169,5 +170,13 @@ func TestParse(t *testing.T) {
 	require.Equal(t, api.Probe{Port: 8080, Path: "/a/b?c=d"}, *p.Probe)
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 200 << 20: "200 MiB", 3 << 29: "1.5 GiB"} {
 		require.Equal(t, want, size(n))
+	}
+}
+
+// TestStrategiesInHelp: the help names every strategy.
+func TestStrategiesInHelp(t *testing.T) {
+	_, out, _ := cli(t, t.TempDir(), "overlay", "create", "--help")
+	for _, name := range overlay.Strategies() {
+		require.Contains(t, out, name)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"cloudlet/api"
@@ -33,8 +32,9 @@ func newOverlayCreate(env *environment) *cobra.Command {
 was resumed from, and puts the overlay into the store. The guest stands still for the
 moments in which its changed memory is copied, then runs on.
 
-Strategies: ` + strings.Join(overlay.Strategies(), ", ") + `; or one of them with changes, like
-"balanced,codec=xz,frame=1M,delta=none,level=4,hot=16K".`,
+Strategies: balanced; fast, where somebody waits for the overlay; small, for slow links, which
+takes minutes; elijah, xdelta3 and LZMA as in the original system; none. Or one of them with
+changes, like "balanced,codec=xz,frame=1M,delta=none,level=4,hot=16K,order=address".`,
 		Example: "  cloudlet overlay create work -o app.overlay\n  cloudlet overlay create work --strategy small --name app",
 		Args:    args(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -192,8 +192,8 @@ func showOverlay(w io.Writer, o api.Overlay, stats overlay.Stats, st overlay.Str
 	table(w, append(rows, [][]string{
 		{"parent", o.Parent}, {"base", o.Base}, {"depth", fmt.Sprint(o.Depth)}, {"size", size(o.Size)},
 		{"memory, disk", size(o.MemorySize) + ", " + size(o.DiskSize)}, {"resumable", fmt.Sprint(o.Resumable)},
-		{"strategy", fmt.Sprintf("%s: delta %s, codec %s, level %d, frames of %s, hot ones of %s; by %s",
-			st.Name, st.Delta, st.Codec, st.Level, size(int64(st.FrameSize)), size(int64(st.HotSize)), st.Encoder)},
+		{"strategy", fmt.Sprintf("%s: delta %s, codec %s, level %d, frames of %s, hot ones of %s, order %s; by %s",
+			st.Name, st.Delta, st.Codec, st.Level, size(int64(st.FrameSize)), size(int64(st.HotSize)), st.Order, st.Encoder)},
 		{"frames", fmt.Sprintf("%d, %s", stats.Frames, size(stats.FrameBytes))}, {"machine", string(o.Machine)},
 	}...))
 	for _, u := range o.UsedBy {
