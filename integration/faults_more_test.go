@@ -31,7 +31,7 @@ func TestFaultsDisk(t *testing.T) {
 	}{
 		{"destination", inRound, staysSoon}, {"destination", paused, staysSoon}, {"destination", prepared, resolves}, {"destination", goUnsent, resolves},
 		{"destination", goUnanswered, waits}, {"destination", running, waits}, {"destination", complete, continues}, {"destination", discarded, continues},
-		{"source", inRound, givenUp}, {"source", prepared, givenUp}, {"source", goUnanswered, waits}, {"source", complete, waits},
+		{"source", inRound, givenUp}, {"source", prepared, waits}, {"source", goUnanswered, waits}, {"source", complete, waits},
 	} {
 		t.Run("the "+cell.which+"'s disk is full, "+string(cell.moment), func(t *testing.T) {
 			r := l.begin(t)
@@ -64,7 +64,7 @@ func staysSoon(r *faultRun, mend func()) {
 	require.Contains(r.t, fmt.Sprint(r.status(r.a).Reasons), "no space left")
 }
 
-// givenUp: the source cannot write down that it goes. The guest, which its own writes may have
+// givenUp: the source cannot write the last overlay. The guest, which its own writes may have
 // stopped, runs on there.
 func givenUp(r *faultRun, mend func()) {
 	r.until("the handoff is given up", func() bool {
@@ -83,12 +83,12 @@ func givenUp(r *faultRun, mend func()) {
 	stays(r, func() {})
 }
 
-// waits: it cannot go on while the disk is full, and does so afterwards. The guest may have
-// been stopped by its own writes.
+// waits: it goes, for which there is room; it cannot end while the disk is full, and does so
+// afterwards. The guest may have been stopped by its own writes.
 func waits(r *faultRun, mend func()) {
 	r.between.HoldTails(false)
 	r.until("it says what it is stuck at", func() bool { return r.status(r.a).Stuck != "" || r.status(r.b).Stuck != "" })
-	require.Contains(r.t, []string{string(handoff.SourceGoing), string(handoff.SourceMoved)}, r.status(r.a).State)
+	require.Contains(r.t, []handoff.SourceState{handoff.SourceGoing, handoff.SourceMoved, handoff.SourceDiscarding}, handoff.SourceState(r.status(r.a).State))
 	continues(r, mend)
 }
 
