@@ -74,7 +74,7 @@ func TestLaunchKey(t *testing.T) {
 // TestStepsFit: each line can be typed at a terminal.
 func TestStepsFit(t *testing.T) {
 	for _, s := range steps("10.0.2.2:65535", time.Unix(1, 0)) {
-		for _, line := range s.lines {
+		for _, line := range s.Lines {
 			require.Less(t, len(line), 1000, line)
 			require.False(t, strings.ContainsAny(line, "\n\r"), line)
 		}

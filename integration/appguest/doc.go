@@ -24,5 +24,9 @@
 //
 // The token is drawn when the application starts; every answer compares it with redis and
 // counts in redis. WindowHash, TableHash, KeysHash and FileHash compute on the host what
-// the guest must answer. The functions are safe for concurrent use; a Console is not.
+// the guest must answer.
+//
+// Other applications are installed in the same base the same way: BuildMore makes the apt
+// repository of what one needs, Install does its steps at the console. The functions are
+// safe for concurrent use; a Console is not.
 package appguest
