@@ -11,31 +11,47 @@ import (
 	"cloudlet/integration/appguest"
 )
 
+// answerBound is how long an application may take to answer, one request or the first of many.
+const answerBound = 5 * time.Minute
+
 // FirstAnswer asks until the application answers and checks the answer, against token unless
 // that is empty.
 func FirstAnswer(ctx context.Context, address string, window int, token string) (appguest.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	var a appguest.Answer
+	if err := Await(ctx, address, fmt.Sprintf("/?window=%d", window), &a); err != nil {
+		return a, err
+	}
+	return a, a.Check(token, window)
+}
+
+// Await makes a request until there is an answer to decode into v.
+func Await(ctx context.Context, address, path string, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, answerBound)
 	defer cancel()
 	for {
-		var a appguest.Answer
-		err := request(ctx, address, fmt.Sprintf("/?window=%d", window), &a)
+		err := request(ctx, address, path, v)
 		if err == nil {
-			return a, a.Check(token, window)
+			return nil
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
-			return a, fmt.Errorf("no answer: %w", err)
+			return fmt.Errorf("no answer: %w", err)
 		}
 	}
 }
 
+// Ask makes one request and decodes its answer into v.
+func Ask(ctx context.Context, address, path string, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, answerBound)
+	defer cancel()
+	return request(ctx, address, path, v)
+}
+
 // Verify compares all that the application holds with what it must be.
 func Verify(ctx context.Context, address, token string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
 	var v appguest.Verification
-	if err := request(ctx, address, "/verify", &v); err != nil {
+	if err := Ask(ctx, address, "/verify", &v); err != nil {
 		return err
 	}
 	return v.Check(token)

@@ -109,28 +109,22 @@ func (l *Lab) makeLaunch(ctx context.Context) error {
 		return nil
 	}
 	l.Say("launch VM: resume the base, install flask, redis and nginx in it, start the application")
-	var in api.Instance
-	if err := l.Cloudlet(ctx, &in, "run", l.Made.Base, "-p", fmt.Sprint(appguest.Port)); err != nil {
-		return err
-	}
-	if err := appguest.Customise(ctx, l.Path("state", "instances", in.ID, "vm", "serial.sock"), l.Guest, os.Stdout); err != nil {
-		return err
-	}
-	a, err := FirstAnswer(ctx, in.Endpoints[0].Address, 0, "")
-	if err != nil {
-		return err
-	}
-	if err := Verify(ctx, in.Endpoints[0].Address, a.Token); err != nil {
-		return err
-	}
-	l.Say("overlay: capture what has changed")
-	var o api.CreatedOverlay
-	if err := l.Cloudlet(ctx, &o, "overlay", "create", in.ID, "-o", l.Path("app.overlay"), "--name", "app"); err != nil {
-		return err
-	}
-	l.Made.Overlay, l.Made.Token, l.Made.Size = o.ID, a.Token, o.Size
-	l.Say("overlay: %.1f MiB in %.1f s; the guest stood still for %.0f ms", figures.MiB(o.Size), o.Took, 1000*o.Pause)
-	return l.Cloudlet(ctx, nil, "rm", "--force", in.ID)
+	o, err := l.MakeOverlay(ctx, Launch{
+		Name: "app", Output: l.Path("app.overlay"), Port: appguest.Port,
+		Customise: func(ctx context.Context, serialSocket string) error {
+			return appguest.Customise(ctx, serialSocket, l.Guest, os.Stdout)
+		},
+		Check: func(ctx context.Context, address string) error {
+			a, err := FirstAnswer(ctx, address, 0, "")
+			if err != nil {
+				return err
+			}
+			l.Made.Token = a.Token
+			return Verify(ctx, address, a.Token)
+		},
+	})
+	l.Made.Overlay, l.Made.Size = o.ID, o.Size
+	return err
 }
 
 // ProfileWindow is the request of the profile; others are measured with those below it.
@@ -142,14 +136,11 @@ func (l *Lab) makeProfile(ctx context.Context) error {
 	if l.Made.Profiled {
 		return nil
 	}
-	request := fmt.Sprintf("%d/?window=%d", appguest.Port, ProfileWindow)
-	l.Say("profile: a trial run, then the overlay is packed by it")
-	var o api.ProfiledOverlay
-	if err := l.Cloudlet(ctx, &o, "overlay", "profile", l.Made.Overlay, "--probe", request, "--fresh", "--repack"); err != nil {
+	o, err := l.Profile(ctx, l.Made.Overlay, fmt.Sprintf("%d/?window=%d", appguest.Port, ProfileWindow))
+	if err != nil {
 		return err
 	}
 	l.Made.Profiled, l.Made.Size = true, o.Size
-	l.Say("profile: %d pages of memory, %d of disk; the overlay has %.1f MiB", o.MemoryPages, o.DiskPages, figures.MiB(o.Size))
 	return nil
 }
 
