@@ -5,7 +5,8 @@
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make bench-handoff  handoffs over links, beside zstd -3 and QEMU's own migration
 # make bench-lazy  first response over slow links, by every way to bring an overlay
-# make bench-strategies   overlay strategies compared, on every guest that is prepared in build
+# make bench-strategies   overlay strategies compared, on every guest that is prepared in build (make demo guests)
+# make guests more real guests for bench-strategies: a database with data, a Node service
 # make mutants    changes the handoff machines, one place at a time: a test must notice each
 # make check  format, vet, staticcheck, tidy, import rules, unit tests with -race
 # make build  build/cloudlet
@@ -15,7 +16,7 @@ GO       ?= go
 BUILD    := build
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: build guest demo demo-handoff bench-api bench-handoff bench-lazy bench-strategies test test-faults mutants check deps clean
+.PHONY: build guest guests demo demo-handoff bench-api bench-handoff bench-lazy bench-strategies test test-faults mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -40,7 +41,11 @@ bench-lazy: build
 	@sh integration/deps.sh nbdkit
 	$(GO) run ./integration/cmd/benchlazy -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)/bench-lazy.json -svg $(BUILD)/bench-lazy.svg
 
-# Each folder of build that a demo or a benchmark has prepared is a guest of its name.
+guests: deps build
+	$(GO) run ./integration/cmd/guests -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)
+
+# Each folder of build that a demo or a benchmark has prepared is a guest of its name: make
+# demo prepares the demo's, make guests the others.
 GUESTS = $(foreach p,$(wildcard $(BUILD)/*/prepared.json),-guest $(notdir $(patsubst %/,%,$(dir $(p))))=$(patsubst %/,%,$(dir $(p))))
 
 bench-strategies:
