@@ -89,7 +89,7 @@ func (o *options) results(ctx context.Context) (*results, error) {
 		return r, nil
 	}
 	if len(o.guests) == 0 {
-		return nil, errors.New("name a guest with -guest (make demo prepares one), or results with -from")
+		return nil, errors.New("name a guest with -guest (make demo and make guests prepare some), or results with -from")
 	}
 	variants, err := parseVariants(o.strategies)
 	if err != nil {

@@ -46,7 +46,7 @@ func parseGuest(text, dir string) (*guest, error) {
 	return g, nil
 }
 
-// prepared finds base and overlay in a folder of the demo's.
+// prepared finds base and overlay in a folder of the demo's, or of another guest.
 func (g *guest) prepared(dir string) error {
 	var made struct{ Base, Overlay string }
 	b, err := os.ReadFile(filepath.Join(dir, "prepared.json"))
@@ -54,10 +54,10 @@ func (g *guest) prepared(dir string) error {
 		err = json.Unmarshal(b, &made)
 	}
 	if err != nil {
-		return fmt.Errorf("guest %s: %w: prepare it with make demo", g.name, err)
+		return fmt.Errorf("guest %s: %w: prepare it with make demo or make guests", g.name, err)
 	}
 	if made.Base == "" || made.Overlay == "" {
-		return fmt.Errorf("guest %s: %s has no overlay yet: prepare it with make demo", g.name, dir)
+		return fmt.Errorf("guest %s: %s has no overlay yet: prepare it with make demo or make guests", g.name, dir)
 	}
 	g.base = filepath.Join(dir, "state", "bases", made.Base)
 	g.overlay = filepath.Join(dir, "state", "overlays", made.Overlay, "overlay")

@@ -51,7 +51,7 @@ type options struct {
 func run(ctx context.Context, args []string) error {
 	var o options
 	f := flag.NewFlagSet("overlaybench", flag.ContinueOnError)
-	f.Func("guest", "a guest, as often as there are some: NAME=BASE_DIR:OVERLAY, NAME=BASE_DIR:MEMORY:DISK (raw files of a launch VM),\nor NAME=DIR where the demo has prepared DIR", func(s string) error {
+	f.Func("guest", "a guest, as often as there are some: NAME=BASE_DIR:OVERLAY, NAME=BASE_DIR:MEMORY:DISK (raw files of a launch VM),\nor NAME=DIR where make demo or make guests has prepared DIR", func(s string) error {
 		o.guests = append(o.guests, s)
 		return nil
 	})
