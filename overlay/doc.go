@@ -10,9 +10,9 @@
 //
 // An overlay may be far away. Its frames are then fetched when a page of theirs is read, or
 // before that, in the order of a touch profile ([Image.Fetch]), and kept encoded in a file
-// ([OpenOptions]). What a guest waits for goes ahead: nothing else begins meanwhile, nothing
-// is fetched twice at the same time, and what is under way is bounded by the measured rate of
-// the link. [Image.Prefetch] decodes what has come and hands it on, in the same order.
+// ([OpenOptions]). What a guest waits for goes ahead: all else has half of the link at most
+// meanwhile, nothing is fetched twice at the same time, and what is under way is bounded by the
+// measured rate of the link. [Image.Prefetch] decodes what has come and hands it on, in the same order.
 // Nothing in that file is believed: every frame is hashed when it is read back, so a crash, a
 // full disk or a stranger's hand in it costs a fetch, never a wrong byte. Decoded pages may be
 // kept too ([ImageOptions]), in a file that nobody else can reach. Readers wait through an

@@ -23,7 +23,7 @@ type FetchOptions struct {
 // Fetch brings the encoded frames of all overlays over a network to this host, several at a
 // time: those that hold pages of profile first, in its order, then the rest in the order of
 // the files; wanted neighbours in one request. It gives way to demand: while a guest waits
-// for a frame, no request of Fetch begins. An outage ends nothing: Fetch tries again, after
+// for a frame, Fetch takes no more than half of the link. An outage ends nothing: Fetch tries again, after
 // 5 s at most, until ctx ends; a source that says that it is gone for good ends it. A damaged
 // frame is left to the demand, which reports it.
 //
@@ -168,8 +168,7 @@ func (f *fetcher) work(ctx context.Context) error {
 	}
 }
 
-// choose claims frames to fetch, once no demand is under way and the link is not full; none
-// where nothing is left.
+// choose claims frames to fetch, once the link has room for them; none where nothing is left.
 func (f *fetcher) choose(ctx context.Context) (level int, run frameRun, err error) {
 	select {
 	case f.turn <- struct{}{}:
@@ -179,14 +178,12 @@ func (f *fetcher) choose(ctx context.Context) (level int, run frameRun, err erro
 	defer func() { <-f.turn }()
 	key, ok := f.pop()
 	for ok {
-		if err := f.pace.wait(ctx); err != nil {
-			return 0, run, err
-		}
-		if err := f.im.gate.wait(ctx); err != nil {
+		most, err := f.pace.wait(ctx, &f.im.gate)
+		if err != nil {
 			return 0, run, err
 		}
 		m := f.im.chain[key.level].remote
-		run, next := m.claimRun(key.frame, f.pace.request(), f)
+		run, next := m.claimRun(key.frame, most, f)
 		switch {
 		case next.first != nil:
 			if err := waitFor(ctx, next.first); err != nil {

@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// gate lets background fetches begin only while no demand is under way. The zero value is
-// open.
+// gate tells background fetches whether a demand is under way. The zero value is open.
 type gate struct {
 	mu      sync.Mutex
 	demands int
@@ -32,12 +31,17 @@ func (g *gate) leave() {
 	}
 }
 
+// closed returns nil if no demand is under way, else what is closed once none is.
+func (g *gate) closed() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.opens
+}
+
 // wait returns once no demand is under way, or ctx has ended.
 func (g *gate) wait(ctx context.Context) error {
 	for {
-		g.mu.Lock()
-		opens := g.opens
-		g.mu.Unlock()
+		opens := g.closed()
 		if opens == nil {
 			return context.Cause(ctx)
 		}

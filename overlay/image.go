@@ -33,7 +33,7 @@ type Image struct {
 	chain []*Reader // the overlay on the base first
 	cache *frameCache
 	kept  *keptPages // nil: none
-	gate  gate       // closed to background fetches while a guest waits for one
+	gate  gate       // closed while a guest waits for a fetch
 
 	life   context.Context
 	cancel context.CancelCauseFunc

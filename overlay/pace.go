@@ -21,7 +21,9 @@ const (
 // pace bounds the bytes that background fetches have under way: enough to fill the link,
 // and not so many that a demand waits long behind them on a slow one. The bound is the
 // measured rate times twice the shortest time of a request: below what fills the link it
-// doubles, so a wrong measure mends itself.
+// doubles, so a wrong measure mends itself. While a demand is under way the bound is a quarter
+// of that, half of what fills the link: a guest that waits for one page after the other would
+// keep the link idle, and wait for each of those that are in the profile.
 type pace struct {
 	most, large int64         // bytes under way, and of a request, at most
 	wake        chan struct{} // holds a token when a request has ended
@@ -52,26 +54,30 @@ func (p *pace) windowLocked() int64 {
 	return min(n, p.most)
 }
 
-// request returns how many bytes a request should have at most.
-func (p *pace) request() int64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return min(p.large, max(paceRequest, p.windowLocked()/paceShare))
+// besideLocked is the bound while a demand is under way; 0 before anything is known.
+func (p *pace) besideLocked() int64 {
+	return min(int64(p.rate*p.least.Seconds()/2), p.most)
 }
 
-// wait waits until there is room for a request. One goroutine at a time calls it.
-func (p *pace) wait(ctx context.Context) error {
+// wait waits until there is room for a request and returns how many bytes it should have at
+// most. One goroutine at a time calls it.
+func (p *pace) wait(ctx context.Context, g *gate) (int64, error) {
 	for {
+		demand := g.closed()
 		p.mu.Lock()
-		room := p.underWay == 0 || p.underWay < p.windowLocked()
+		under, beside, window := p.underWay, p.besideLocked(), p.windowLocked()
 		p.mu.Unlock()
-		if room {
-			return nil
+		switch {
+		case demand != nil && under < beside:
+			return min(p.large, paceRequest), context.Cause(ctx)
+		case demand == nil && (under == 0 || under < window):
+			return min(p.large, max(paceRequest, window/paceShare)), context.Cause(ctx)
 		}
 		select {
 		case <-p.wake:
+		case <-demand: // nil while there is none
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return 0, context.Cause(ctx)
 		}
 	}
 }

@@ -101,3 +101,43 @@ func TestFetchKeepsLinksFree(t *testing.T) {
 		})
 	}
 }
+
+// TestFetchBesideBusyGuest: a guest that waits for one page after the other leaves Fetch a part
+// of the link, and does not wait much longer for it.
+func TestFetchBesideBusyGuest(t *testing.T) {
+	base, _, b := farVM(t, 6000, "none,frame=16K")
+	for _, c := range []struct {
+		name  string
+		mbits float64
+		trip  time.Duration
+	}{{"100 Mbit/s 10 ms", 100, 10 * time.Millisecond}, {"38 Mbit/s 40 ms", 38, 40 * time.Millisecond}, {"10 Mbit/s 100 ms", 10, 100 * time.Millisecond}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &slowLink{bytesSource: b, rate: c.mbits * 1e6 / 8, trip: c.trip}
+				r, err := OpenWith(t.Context(), l, OpenOptions{Cache: emptyCache(t, len(b))})
+				require.NoError(t, err)
+				im := newImage(t, base, r)
+				done := make(chan error, 1)
+				begin := time.Now()
+				go func() { done <- im.Fetch(t.Context(), nil, FetchOptions{}) }()
+				time.Sleep(time.Second) // what it takes to start a guest
+				var waits []time.Duration
+				for n := int64(5996); len(done) == 0 && n > 3000; n -= 4 { // the second half, backwards
+					asked := time.Now()
+					require.NoError(t, im.ReadPages(t.Context(), Memory, make([]byte, PageSize), n*PageSize))
+					waits = append(waits, time.Since(asked))
+				}
+				fetched := im.Stats().Cached - int64(len(waits))
+				took := time.Since(begin).Seconds()
+				require.NoError(t, <-done)
+				share := float64(fetched) * (16 << 10) / took / l.rate
+				slices.Sort(waits)
+				single := c.trip + time.Duration(16<<10/l.rate*float64(time.Second))
+				t.Logf("Fetch had %.2f of the link; %d waits, p50 %s, p99 %s; one alone %s", share, len(waits), waits[len(waits)/2].Round(time.Millisecond),
+					waits[len(waits)*99/100].Round(time.Millisecond), single.Round(time.Millisecond))
+				require.Greater(t, share, 0.2)
+				require.Less(t, waits[len(waits)/2], 2*single)
+			})
+		})
+	}
+}
