@@ -315,12 +315,29 @@ func (fr *frameReader) page(ctx context.Context, dst []byte, src pageSource) err
 func (im *Image) frame(ctx context.Context, key frameKey) ([]byte, error) {
 	r := im.chain[key.level]
 	return im.cache.get(ctx, im.life, key, r.isLocal(), func(ctx context.Context) ([]byte, error) {
+		im.readAhead(key)
 		pages, err := r.decodeFrame(ctx, key.frame, im.base, &im.gate)
 		if err == nil && im.kept != nil {
 			im.kept.keep(key, r.index.frames[key.frame].first, pages)
 		}
 		return pages, err
 	})
+}
+
+// readAhead fetches the frames that follow in a file whose frames are demanded one after the
+// other: over a network each would be waited for.
+func (im *Image) readAhead(key frameKey) {
+	m := im.chain[key.level].remote
+	if m == nil {
+		return
+	}
+	lo, hi := m.follow(key.frame)
+	for n := lo; n < hi && im.cache.begin(); n++ {
+		go func() {
+			defer im.cache.wg.Done()
+			m.bring(im.life, n)
+		}()
+	}
 }
 
 // State returns the device state to resume the image with: the last overlay's, or the

@@ -141,3 +141,43 @@ func TestFetchBesideBusyGuest(t *testing.T) {
 		})
 	}
 }
+
+// TestStream: demands that follow one another have more and more fetched ahead; others none.
+func TestStream(t *testing.T) {
+	s := stream{last: -2}
+	for _, step := range []struct{ demand, lo, hi int }{
+		{7, 0, 0}, {8, 9, 11}, // after two
+		{9, 11, 14}, {11, 14, 20}, // some came in time
+		{20, 21, 29}, {21, 29, 30}, {40, 0, 0}, {12, 0, 0}, {13, 14, 16},
+	} {
+		lo, hi := s.next(step.demand)
+		if lo >= hi {
+			lo, hi = 0, 0
+		}
+		require.Equal(t, step, struct{ demand, lo, hi int }{step.demand, lo, hi})
+	}
+}
+
+// TestFetchAhead: a guest that reads one frame after the other, of those that Fetch would bring
+// last, waits for few of them.
+func TestFetchAhead(t *testing.T) {
+	base, _, b := farVM(t, 6000, "none,frame=16K")
+	synctest.Test(t, func(t *testing.T) {
+		l := &slowLink{bytesSource: b, rate: 38e6 / 8, trip: 40 * time.Millisecond}
+		r, err := OpenWith(t.Context(), l, OpenOptions{Cache: emptyCache(t, len(b))})
+		require.NoError(t, err)
+		im := newImage(t, base, r)
+		done := make(chan error, 1)
+		go func() { done <- im.Fetch(t.Context(), nil, FetchOptions{}) }()
+		time.Sleep(time.Second)
+		begin := time.Now()
+		for n := int64(5000); n < 5400; n++ { // 100 frames
+			require.NoError(t, im.ReadPages(t.Context(), Memory, make([]byte, PageSize), n*PageSize))
+		}
+		took := time.Since(begin)
+		require.NoError(t, <-done)
+		single := l.trip + time.Duration(16<<10/l.rate*float64(time.Second))
+		t.Logf("%s, %s if each is waited for", took.Round(time.Millisecond), 100*single)
+		require.Less(t, took, 100*single*2/3)
+	})
+}

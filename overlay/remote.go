@@ -24,6 +24,7 @@ type remote struct {
 	held    map[int][]byte
 	heldAll int  // bytes in held
 	fetches int  // calls of Image.Fetch under way
+	stream  stream
 	stalled bool // it waits for frames in held to be decoded
 	// changed is closed, and forgotten, when a frame has landed or left, or a Fetch has ended;
 	// nil while nobody waits for that.

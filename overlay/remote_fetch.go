@@ -25,6 +25,50 @@ func (m *remote) beginFetch() {
 	m.fetches++
 }
 
+// streamMost is the most frames that are fetched ahead of a guest that reads one after the
+// other.
+const streamMost = 8
+
+// stream notices demands of one frame after the other.
+type stream struct {
+	last int // frame of the last demand that had to wait
+	end  int // up to here frames are fetched ahead
+	size int // how far ahead, the last time
+}
+
+// next notes that a demand waits for frame i, and returns the frames to fetch ahead: two at
+// first, then twice as many each time, as a kernel reads files ahead.
+func (s *stream) next(i int) (lo, hi int) {
+	follows := i == s.last+1 || i > s.last && i <= s.end
+	s.last = i
+	if !follows {
+		s.end, s.size = 0, 1
+		return 0, 0
+	}
+	s.size = min(max(2*s.size, 2), streamMost)
+	lo, hi = max(i+1, s.end), i+1+s.size
+	s.end = max(s.end, hi)
+	return lo, hi
+}
+
+// follow notes a demand of frame i and returns the frames to fetch ahead of it.
+func (m *remote) follow(i int) (lo, hi int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.frames[i].place != away {
+		return 0, 0
+	}
+	lo, hi = m.stream.next(i)
+	return lo, min(hi, len(m.frames))
+}
+
+// bring fetches frame i unless it is at hand or on its way. If it fails, the demand tries.
+func (m *remote) bring(ctx context.Context, i int) {
+	if run, _ := m.claimRun(i, 0, nil); run.hi > 0 {
+		_ = m.fetchRun(ctx, run)
+	}
+}
+
 // endFetch ends the wishes of the last Fetch: who waits for it goes on alone.
 func (m *remote) endFetch() {
 	m.mu.Lock()
