@@ -22,8 +22,8 @@ type remote struct {
 	failed  bool // a write has failed
 	cached  int  // frames whose place is onDisk
 	held    map[int][]byte
-	heldAll int  // bytes in held
-	fetches int  // calls of Image.Fetch under way
+	heldAll int // bytes in held
+	fetches int // calls of Image.Fetch under way
 	stream  stream
 	stalled bool // it waits for frames in held to be decoded
 	// changed is closed, and forgotten, when a frame has landed or left, or a Fetch has ended;
@@ -67,7 +67,7 @@ type flight struct {
 
 func newRemote(r *Reader, cache *os.File) *remote {
 	m := &remote{r: r, cache: cache, off: cache == nil, frames: make([]remoteFrame, len(r.index.frames)),
-		held: make(map[int][]byte)}
+		held: make(map[int][]byte), stream: stream{last: -2}}
 	if cache != nil {
 		m.scan()
 	}
