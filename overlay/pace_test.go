@@ -144,9 +144,9 @@ func TestFetchBesideBusyGuest(t *testing.T) {
 
 // TestStream: demands that follow one another have more and more fetched ahead; others none.
 func TestStream(t *testing.T) {
-	s := stream{last: -2}
+	s := stream{last: -2, end: -1}
 	for _, step := range []struct{ demand, lo, hi int }{
-		{7, 0, 0}, {8, 9, 11}, // after two
+		{0, 0, 0}, {7, 0, 0}, {8, 9, 11}, // after two
 		{9, 11, 14}, {11, 14, 20}, // some came in time
 		{20, 21, 29}, {21, 29, 30}, {40, 0, 0}, {12, 0, 0}, {13, 14, 16},
 	} {

@@ -67,7 +67,7 @@ type flight struct {
 
 func newRemote(r *Reader, cache *os.File) *remote {
 	m := &remote{r: r, cache: cache, off: cache == nil, frames: make([]remoteFrame, len(r.index.frames)),
-		held: make(map[int][]byte), stream: stream{last: -2}}
+		held: make(map[int][]byte), stream: stream{last: -2, end: -1}}
 	if cache != nil {
 		m.scan()
 	}

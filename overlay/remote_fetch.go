@@ -42,7 +42,7 @@ func (s *stream) next(i int) (lo, hi int) {
 	follows := i == s.last+1 || i > s.last && i <= s.end
 	s.last = i
 	if !follows {
-		s.end, s.size = 0, 1
+		s.end, s.size = -1, 1
 		return 0, 0
 	}
 	s.size = min(max(2*s.size, 2), streamMost)
