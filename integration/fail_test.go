@@ -123,7 +123,14 @@ func pidOf(t *testing.T, words ...string) int {
 func kill(t *testing.T, pid int) {
 	t.Helper()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-	eventually(t, fmt.Sprintf("process %d does not go", pid), func() bool { return state(pid) == 0 || state(pid) == 'Z' })
+	eventually(t, fmt.Sprintf("process %d does not go", pid), func() bool { return dead(pid) })
+}
+
+// dead reports whether nothing of a process runs any more: its first thread may be gone while
+// others still hold its files.
+func dead(pid int) bool {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || state(pid) == 0 || state(pid) == 'Z' && len(threads) == 1
 }
 
 // state returns the state letter of a process, 0 if it is gone.
