@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -35,16 +36,35 @@ func newHandoffPeer(m handoffMeta) (*handoffPeer, error) {
 	if err != nil {
 		return nil, err
 	}
-	var dial func(context.Context, string, string) (net.Conn, error)
+	dial := (&net.Dialer{}).DialContext
 	if allow != nil {
 		dial = allow.connect
 	}
-	return &handoffPeer{client: newFetcher(dial), allow: allow, to: m.To, token: m.Token}, nil
+	return &handoffPeer{client: newFetcher(forgetful(dial)), allow: allow, to: m.To, token: m.Token}, nil
+}
+
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// forgetful returns a dialer of connections that, closed, send nothing any more: a message that
+// was given up on a link that is down, such as go, is not to arrive once the link is back.
+func forgetful(dial dialFunc) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		if tcp, ok := c.(*net.TCPConn); ok {
+			if err := tcp.SetLinger(0); err != nil {
+				return nil, errors.Join(err, c.Close())
+			}
+		}
+		return c, nil
+	}
 }
 
 // newFetcher returns a client that follows no redirects and dials by dial, or if that is nil
 // anything.
-func newFetcher(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
+func newFetcher(dial dialFunc) *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy, t.DisableCompression, t.MaxIdleConnsPerHost = nil, true, 2
 	t.ResponseHeaderTimeout = prepareWait
