@@ -288,7 +288,7 @@ func (s *Source) Resolve(c Choice) error {
 	case c == ResumeHere:
 	case c == DiscardHere && s.rec.State == SourceMoved:
 	case c == DiscardHere:
-		return fmt.Errorf("the destination has not said that it runs: the VM here may be the only one; use %q", ResumeHere)
+		return errors.New("the destination has not said that it runs: the VM here may be the only one, and can only be let run on here")
 	default:
 		return fmt.Errorf("choice %.40q is not known: use %q or %q", c, ResumeHere, DiscardHere)
 	}

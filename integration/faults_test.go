@@ -308,17 +308,6 @@ func (r *faultRun) requireOrdinary(epoch uint64) {
 	require.Equal(r.t, string(handoff.SourceSuperseding), r.status(r.a).State)
 }
 
-// discards: all of it is at the destination, which cannot say so; an operator gives up the VM
-// at the source, and nothing is lost.
-func discards(r *faultRun, mend func()) {
-	h := r.doubt()
-	var said struct{ Loss string }
-	require.NoError(r.t, r.a.CLI(r.t.Context(), &said, "handoff", r.in.ID, "--resolve", "discard-here"))
-	require.Equal(r.t, h.Loss, said.Loss)
-	r.until("the VM at the source is gone", func() bool { return r.state(r.a, r.in.ID) == api.Stopped })
-	moves(r, mend)
-}
-
 // expires: the source cannot be heard, and the destination waits for it no longer than its
 // lease.
 func expires(r *faultRun, mend func()) {
@@ -398,9 +387,6 @@ func faultCells() (out []faultCell) {
 	apart := longCut
 	apart.name = "link cut until the lease is over"
 	row(apart, map[moment]outcome{inRound: expires, prepared: expires})
-	given := longCut
-	given.name = "link cut, the VM at the source is given up"
-	row(given, map[moment]outcome{complete: discards})
 	long := longCut
 	long.name = "link cut until it is in doubt"
 	row(long, map[moment]outcome{goUnsent: resolves, goUnanswered: resolves, running: resolves})
