@@ -52,7 +52,7 @@ func factors() []variant {
 	} {
 		list = append(list, variant{Factor: "deduplication", Label: d.label, Strategy: standard, Without: d.off})
 	}
-	one("together", "delta=dict,level=4", "frame=256K,level=4", "frame=1M,level=4", "delta=dict,level=4,frame=256K", "delta=dict,level=4,frame=1M")
+	one("together", "frame=256K,level=4", "frame=1M,level=4", "order=address,frame=1M", "codec=xz,frame=4M")
 	return list
 }
 
