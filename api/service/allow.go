@@ -212,22 +212,7 @@ func (s *Service) checkURL(c Caller, field, ref string) error {
 // openSource opens a path or URL. With rules (not nil) it must be a URL that they allow. spool
 // is a folder for what a server without ranges sends.
 func openSource(ctx context.Context, ref string, rules []string, spool string) (source.Source, error) {
-	a, err := newAllowList(rules)
-	if err != nil {
-		return nil, err
-	}
-	if !isRemote(ref) && a == nil {
-		return source.Open(ctx, ref)
-	}
-	o := source.HTTPOptions{Spool: spool}
-	if a != nil {
-		o.Check, o.Dial = a.check, a.connect
-	}
-	h, err := source.OpenHTTP(ctx, ref, o)
-	if err != nil {
-		return nil, err
-	}
-	return h, nil
+	return link{Source: ref, Allow: rules}.open(ctx, spool)
 }
 
 // open opens the overlay of a link. A file of the store needs no rule.
@@ -235,7 +220,22 @@ func (l link) open(ctx context.Context, spool string) (source.Source, error) {
 	if l.Upload > 0 {
 		return source.OpenGrowing(l.Source, l.Upload)
 	}
-	return openSource(ctx, l.Source, l.Allow, spool)
+	a, err := newAllowList(l.Allow)
+	if err != nil {
+		return nil, err
+	}
+	if !isRemote(l.Source) && a == nil {
+		return source.Open(ctx, l.Source)
+	}
+	o := source.HTTPOptions{Spool: spool, Beginning: l.Beginning}
+	if a != nil {
+		o.Check, o.Dial = a.check, a.connect
+	}
+	h, err := source.OpenHTTP(ctx, l.Source, o)
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 // invalid is an error about a field of a request.

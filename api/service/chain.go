@@ -11,6 +11,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/overlay"
+	"cloudlet/overlay/source"
 )
 
 // link is one overlay of a chain: its id, and where its bytes are.
@@ -22,15 +23,30 @@ type link struct {
 	Upload int64 `json:"upload,omitempty"`
 	// Allow are the rules that a URL must pass at every request; nil: none.
 	Allow []string `json:"allow,omitzero"`
+	// Beginning, in the spec of a mount, is what the service has found at a URL.
+	Beginning *source.Beginning `json:"beginning,omitempty"`
 }
 
 // read opens the overlay of a link.
 func (l link) read(ctx context.Context, spool string) (*overlay.Reader, error) {
+	r, _, err := l.begin(ctx, spool)
+	return r, err
+}
+
+// begin opens the overlay of a link and returns what was read of it, if it is at a URL.
+func (l link) begin(ctx context.Context, spool string) (*overlay.Reader, *source.Beginning, error) {
 	src, err := l.open(ctx, spool)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return overlay.Open(ctx, src)
+	r, err := overlay.Open(ctx, src)
+	if err != nil {
+		return nil, nil, err
+	}
+	if h, ok := src.(*source.HTTP); ok {
+		return r, h.Beginning(), nil
+	}
+	return r, nil, nil
 }
 
 // launchImage is a base and a chain of overlays, opened.
@@ -38,8 +54,9 @@ type launchImage struct {
 	base    *overlay.Base
 	release func() // of the base
 	readers []*overlay.Reader
-	links   []link   // the one on the base first
-	hold    []string // folders of the store that it lives in
+	links   []link              // the one on the base first
+	begun   []*source.Beginning // of each link
+	hold    []string            // folders of the store that it lives in
 	image   *overlay.Image
 }
 
@@ -89,12 +106,13 @@ func (s *Service) openChain(ctx context.Context, at location) (l *launchImage, e
 		}
 	}()
 	for {
-		r, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.read(ctx, s.path("cache"))
+		r, begun, err := link{Source: at.source, Allow: at.allow, Upload: at.upload}.begin(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
 		}
 		m := r.Manifest()
 		l.readers = slices.Insert(l.readers, 0, r)
+		l.begun = slices.Insert(l.begun, 0, begun)
 		l.links = slices.Insert(l.links, 0, link{ID: m.ID.String(), Source: at.source, Size: r.Size(), Upload: at.upload, Allow: at.allow})
 		s.holdOverlay(l, at.source)
 		if m.Parent == m.Base {
@@ -122,11 +140,11 @@ func (s *Service) openLinks(ctx context.Context, base string, links []link) (l *
 	for i := range links {
 		links[i] = s.whereIs(links[i])
 		at := links[i]
-		r, err := at.read(ctx, s.path("cache"))
+		r, begun, err := at.begin(ctx, s.path("cache"))
 		if err != nil {
 			return l, err
 		}
-		l.readers = append(l.readers, r)
+		l.readers, l.begun = append(l.readers, r), append(l.begun, begun)
 		s.holdOverlay(l, at.Source)
 		if r.ID().String() != at.ID {
 			return l, api.Errorf(api.Conflict, "%s holds overlay %.12s now, not %.12s: it was replaced", shownRef(at.Source), r.ID(), at.ID).Fix("put the overlay back")

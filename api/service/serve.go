@@ -80,7 +80,11 @@ type MountStatus struct {
 
 // spec returns how to mount a launch image on dir.
 func (l *launchImage) spec(dir string, limit int64) MountSpec {
-	return MountSpec{Image: l.image.ID().String(), Base: l.base.Dir(), Links: l.links, Hold: l.hold, Dir: dir, Memory: limit}
+	links := slices.Clone(l.links)
+	for i := range links {
+		links[i].Beginning = l.begun[i]
+	}
+	return MountSpec{Image: l.image.ID().String(), Base: l.base.Dir(), Links: links, Hold: l.hold, Dir: dir, Memory: limit}
 }
 
 // MountSpec returns how to mount what ref names on dir, for a person to look at.

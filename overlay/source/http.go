@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -18,6 +19,9 @@ import (
 // httpHead is how much the first request asks for and keeps: an overlay's head is read at
 // once, by several small reads.
 const httpHead = 64 << 10
+
+// beginningMost is the most bytes of a file's beginning that are kept for [HTTP.Beginning].
+const beginningMost = 2 << 20
 
 const maxRedirects = 5
 
@@ -40,6 +44,10 @@ type HTTPOptions struct {
 	// Spool, if not empty, is a folder for an unnamed file into which all is downloaded, from
 	// the beginning on, where a server does not answer ranges; without it such one is refused.
 	Spool string
+
+	// Beginning, if not nil, is what an earlier opening of the same file has found: the server
+	// is not asked until something else is read, and a change of the file is noticed then.
+	Beginning *Beginning
 
 	// Check, if not nil, refuses a URL by an error: the one that is opened, and the target of
 	// each redirect before it is asked.
@@ -78,7 +86,42 @@ type HTTP struct {
 
 	size      int64 // -1 until the first answer
 	validator validator
-	head      []byte
+
+	mu   sync.Mutex
+	head []byte // of the file, as far as it is kept
+}
+
+// Beginning is what one process has found when it opened a file and read it from the start,
+// for another one to open it with.
+type Beginning struct {
+	Size     int64  `json:"size"`
+	ETag     string `json:"etag,omitempty"`
+	Modified string `json:"last_modified,omitempty"`
+	Head     []byte `json:"head"` // the first bytes of the file
+}
+
+// Beginning returns what has been read of the file from its start on, without a gap, up to
+// 2 MiB; nil where the server does not answer ranges.
+func (h *HTTP) Beginning() *Beginning {
+	if h.spool != nil {
+		return nil
+	}
+	return &Beginning{h.size, h.validator.etag, h.validator.modified, h.kept()}
+}
+
+func (h *HTTP) kept() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.head
+}
+
+// keep adds what was read at off to the head, if it continues it.
+func (h *HTTP) keep(p []byte, off int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.o.Beginning == nil && off == int64(len(h.head)) {
+		h.head = append(h.head, p[:min(len(p), beginningMost-len(h.head))]...)
+	}
 }
 
 // validator is what a server says to tell one version of a file from another.
@@ -131,6 +174,13 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 		h.client.Transport = h.own
 	}
 	h.client.CheckRedirect = h.checkRedirect
+	if b := o.Beginning; b != nil {
+		if b.Size < int64(len(b.Head)) || len(b.Head) == 0 {
+			return nil, h.fail("open", fmt.Errorf("its beginning of %d bytes is not one of a file of %d", len(b.Head), b.Size))
+		}
+		h.size, h.validator, h.head = b.Size, validator{b.ETag, b.Modified}, b.Head
+		return h, nil
+	}
 	head := make([]byte, httpHead)
 	n, err := h.retry(ctx, head, 0)
 	if errors.Is(err, errNoRanges) && o.Spool != "" {
@@ -196,11 +246,12 @@ func (h *HTTP) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		return want, atEnd(want, p)
 	}
 	n := 0
-	if off < int64(len(h.head)) {
-		n = copy(p[:want], h.head[off:])
+	if head := h.kept(); off < int64(len(head)) {
+		n = copy(p[:want], head[off:])
 	}
 	if n < want {
 		k, err := h.retry(ctx, p[n:want], off+int64(n))
+		h.keep(p[n:n+k], off+int64(n))
 		n += k
 		if err != nil {
 			return n, h.fail("read", err)
