@@ -163,4 +163,11 @@
 //
 // so it does not depend on frames, codecs, order or profile: an overlay that is packed again
 // keeps its id and gets another digest.
+//
+// # What Create does, not normative
+//
+// Pages equal to one that is there already become references, by their hashes. Of the others
+// those of the profile are put into frames in its order; the rest by address, or where the
+// strategy says so by similarity (see [Order]), with a delta only for pages that resemble the
+// base's at the same address. A reader needs to know none of it.
 package overlay
