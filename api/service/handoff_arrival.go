@@ -152,7 +152,7 @@ func (s *Service) takeUpArrivals(ctx context.Context) error {
 		}
 		st, derr := d.dest.Status(ctx)
 		if derr == nil {
-			d.see(st)
+			err = errors.Join(err, d.settle(ctx))
 		}
 		if derr == nil && d.going() && len(st.Chain) > 0 {
 			derr = (*site)(d).Fetch(ctx, st.Chain)
@@ -186,13 +186,6 @@ func (s *Service) tickArrivals(ctx context.Context) {
 	}
 }
 
-// see keeps what the destination was last seen to be.
-func (d *arrival) see(st handoff.DestinationStatus) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.state, d.offer = st.State, st.Offer
-}
-
 // going reports whether the handoff goes on here, that is, is neither refused nor over.
 func (d *arrival) going() bool {
 	if d == nil {
@@ -219,7 +212,8 @@ func (d *arrival) unsettled() bool {
 }
 
 // settle follows the state of the destination: an instance that is complete is an ordinary
-// one, and one that is lost or superseded its operator's.
+// one, and one that is lost or superseded its operator's. After an error it is to be called
+// again.
 func (d *arrival) settle(ctx context.Context) error {
 	st, err := d.dest.Status(ctx)
 	if err != nil {
@@ -227,17 +221,22 @@ func (d *arrival) settle(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	before := d.state
-	d.state, d.offer = st.State, st.Offer
+	d.offer = st.Offer
 	d.mu.Unlock()
 	if before == st.State {
 		return nil
 	}
-	d.s.log.Info("handoff to here", "handoff", d.id, "instance", d.meta.Instance, "state", st.State)
 	switch st.State {
 	case handoff.Complete, handoff.Closed, handoff.Lost, handoff.Superseded:
 		err := d.s.updateRecord(ctx, d.meta.Instance, func(r *record) { r.Handoff = "" })
-		return ignoreMissing(err)
+		if err := ignoreMissing(err); err != nil {
+			return err // a full disk
+		}
 	}
+	d.mu.Lock()
+	d.state = st.State
+	d.mu.Unlock()
+	d.s.log.Info("handoff to here", "handoff", d.id, "instance", d.meta.Instance, "state", st.State)
 	return nil
 }
 

@@ -127,6 +127,36 @@ func newArrival(t *testing.T, d *Service) *arrival {
 	return a
 }
 
+// TestSettleAgain: an instance that has come becomes an ordinary one even if that cannot be
+// written down at first, and under another daemon.
+func TestSettleAgain(t *testing.T) {
+	d := asDaemon(t, newService(t), nil)
+	id := arrivedID(testHandoff)
+	require.NoError(t, d.placeRecord(t.Context(), &record{ID: id, State: api.Stopped, Handoff: testHandoff}))
+	require.NoError(t, d.newHandoffFolder(t.Context(), testHandoff, handoffMeta{Side: api.HandoffDestination, Instance: id}))
+	journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": testHandoff, "epoch": 2, "state": handoff.Complete,
+		"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": false})
+	require.NoError(t, err)
+	require.NoError(t, d.journal(testHandoff).Store(t.Context(), journal))
+	file := d.instancePath(id, "record.json")
+	require.NoError(t, os.Rename(file, file+".away"))
+	require.NoError(t, os.Mkdir(file, 0o700)) // cannot be read or written
+	require.Error(t, d.takeUpArrivals(t.Context()))
+	a, err := d.arrival(t.Context(), testHandoff)
+	require.NoError(t, err)
+	t.Cleanup(a.stop)
+	require.True(t, a.unsettled())
+	require.Error(t, a.settle(t.Context()))
+	require.True(t, a.unsettled())
+	require.NoError(t, os.Remove(file))
+	require.NoError(t, os.Rename(file+".away", file))
+	require.NoError(t, a.settle(t.Context()))
+	require.False(t, a.unsettled())
+	r, err := d.readRecord(id)
+	require.NoError(t, err)
+	require.Empty(t, r.Handoff)
+}
+
 // TestFetchForHandoff fetches from a source that fails in many ways, one after the other.
 func TestFetchForHandoff(t *testing.T) {
 	s := newService(t)
