@@ -11,6 +11,7 @@ type gate struct {
 	mu      sync.Mutex
 	demands int
 	opens   chan struct{} // while demands are under way: closed when the last has left
+	left    time.Time     // when the last did
 }
 
 func (g *gate) enter() {
@@ -27,7 +28,7 @@ func (g *gate) leave() {
 	defer g.mu.Unlock()
 	if g.demands--; g.demands == 0 {
 		close(g.opens)
-		g.opens = nil
+		g.opens, g.left = nil, time.Now()
 	}
 }
 
@@ -36,6 +37,13 @@ func (g *gate) closed() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.opens
+}
+
+// since returns how long there has been no demand.
+func (g *gate) since() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Since(g.left)
 }
 
 // wait returns once no demand is under way, or ctx has ended.

@@ -16,14 +16,17 @@ const (
 	paceRequest = 64 << 10
 	// paceQueue is for how long what is under way may keep the link busy.
 	paceQueue = 100 * time.Millisecond
+	// paceAfter is how soon after a demand another one is likely.
+	paceAfter = 50 * time.Millisecond
 )
 
 // pace bounds the bytes that background fetches have under way: enough to fill the link,
 // and not so many that a demand waits long behind them on a slow one. The bound is the
 // measured rate times twice the shortest time of a request: below what fills the link it
-// doubles, so a wrong measure mends itself. While a demand is under way the bound is a quarter
-// of that, half of what fills the link: a guest that waits for one page after the other would
-// keep the link idle, and wait for each of those that are in the profile.
+// doubles, so a wrong measure mends itself. While a demand is under way, and for paceAfter
+// then, the bound is a quarter of that, half of what fills the link: a guest that waits for one
+// page after the other would keep the link idle, and wait for each of those that are in the
+// profile.
 type pace struct {
 	most, large int64         // bytes under way, and of a request, at most
 	wake        chan struct{} // holds a token when a request has ended
@@ -63,19 +66,24 @@ func (p *pace) besideLocked() int64 {
 // most. One goroutine at a time calls it.
 func (p *pace) wait(ctx context.Context, g *gate) (int64, error) {
 	for {
-		demand := g.closed()
+		demand, quiet := g.closed(), g.since()
 		p.mu.Lock()
 		under, beside, window := p.underWay, p.besideLocked(), p.windowLocked()
 		p.mu.Unlock()
 		switch {
-		case demand != nil && under < beside:
+		case (demand != nil || quiet < paceAfter) && under < beside:
 			return min(p.large, paceRequest), context.Cause(ctx)
-		case demand == nil && (under == 0 || under < window):
+		case demand == nil && quiet >= paceAfter && (under == 0 || under < window):
 			return min(p.large, max(paceRequest, window/paceShare)), context.Cause(ctx)
+		}
+		var over <-chan time.Time
+		if demand == nil && quiet < paceAfter {
+			over = time.After(paceAfter - quiet)
 		}
 		select {
 		case <-p.wake:
 		case <-demand: // nil while there is none
+		case <-over:
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
 		}

@@ -227,7 +227,7 @@ func (l link) open(ctx context.Context, spool string) (source.Source, error) {
 	if !isRemote(l.Source) && a == nil {
 		return source.Open(ctx, l.Source)
 	}
-	o := source.HTTPOptions{Spool: spool, Beginning: l.Beginning}
+	o := source.HTTPOptions{Spool: spool, Keep: l.keep, Beginning: l.Beginning}
 	if a != nil {
 		o.Check, o.Dial = a.check, a.connect
 	}

@@ -25,6 +25,7 @@ type link struct {
 	Allow []string `json:"allow,omitzero"`
 	// Beginning, in the spec of a mount, is what the service has found at a URL.
 	Beginning *source.Beginning `json:"beginning,omitempty"`
+	keep      bool              // what is read when it is opened, for that
 }
 
 // read opens the overlay of a link.
@@ -35,6 +36,7 @@ func (l link) read(ctx context.Context, spool string) (*overlay.Reader, error) {
 
 // begin opens the overlay of a link and returns what was read of it, if it is at a URL.
 func (l link) begin(ctx context.Context, spool string) (*overlay.Reader, *source.Beginning, error) {
+	l.keep = true
 	src, err := l.open(ctx, spool)
 	if err != nil {
 		return nil, nil, err

@@ -13,7 +13,9 @@ import (
 // for; a file that was changed meanwhile is noticed.
 func TestBeginning(t *testing.T) {
 	s := newBadServer(t, nil)
-	first := openBad(t, s, patient)
+	o := patient
+	o.Keep = true
+	first := openBad(t, s, o)
 	for _, r := range [][2]int{{0, 1000}, {65000, 100000}, {150000, 200000}, {250000, 260000}} { // the last leaves a gap
 		_, err := first.ReadAt(t.Context(), make([]byte, r[1]-r[0]), int64(r[0]))
 		require.NoError(t, err)
@@ -24,12 +26,23 @@ func TestBeginning(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &b))
 	require.Equal(t, badData[:100000], b.Head)
 
-	o := patient
+	require.Less(t, len(first.Beginning().Head), 100000, "it is not kept longer")
+	p := make([]byte, 30000)
+	s.set(`"v1"`, raw("bytes 70000-99999/320000", 30000))
+	_, err = first.ReadAt(t.Context(), p, 70000)
+	require.NoError(t, err)
+	require.NotEqual(t, badData[70000:100000], p)
+	s.set(`"v1"`, nil)
+	_, err = first.ReadAt(t.Context(), p, 70000)
+	require.NoError(t, err)
+	require.Equal(t, badData[70000:100000], p, "what was damaged on its way is asked for again")
+
+	o = patient
 	o.Beginning = &b
 	before := s.requests.Load()
 	again := openBad(t, s, o)
 	require.EqualValues(t, len(badData), again.Size())
-	p := make([]byte, len(b.Head))
+	p = make([]byte, len(b.Head))
 	_, err = again.ReadAt(t.Context(), p, 0)
 	require.NoError(t, err)
 	require.Equal(t, b.Head, p)

@@ -45,6 +45,8 @@ type HTTPOptions struct {
 	// the beginning on, where a server does not answer ranges; without it such one is refused.
 	Spool string
 
+	// Keep keeps what is read from the start on for [HTTP.Beginning], until that is called.
+	Keep bool
 	// Beginning, if not nil, is what an earlier opening of the same file has found: the server
 	// is not asked until something else is read, and a change of the file is noticed then.
 	Beginning *Beginning
@@ -87,8 +89,10 @@ type HTTP struct {
 	size      int64 // -1 until the first answer
 	validator validator
 
-	mu   sync.Mutex
-	head []byte // of the file, as far as it is kept
+	mu     sync.Mutex
+	head   []byte // of the file, as far as it is kept
+	opened int    // bytes of head that are kept for good
+	keeps  bool   // head grows
 }
 
 // Beginning is what one process has found when it opened a file and read it from the start,
@@ -101,12 +105,17 @@ type Beginning struct {
 }
 
 // Beginning returns what has been read of the file from its start on, without a gap, up to
-// 2 MiB; nil where the server does not answer ranges.
+// 2 MiB; nil where the server does not answer ranges. Whoever hands it on has checked it: it is
+// as right as what the server sent.
 func (h *HTTP) Beginning() *Beginning {
 	if h.spool != nil {
 		return nil
 	}
-	return &Beginning{h.size, h.validator.etag, h.validator.modified, h.kept()}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	b := &Beginning{h.size, h.validator.etag, h.validator.modified, h.head}
+	h.keeps, h.head = false, h.head[:h.opened:h.opened]
+	return b
 }
 
 func (h *HTTP) kept() []byte {
@@ -119,7 +128,7 @@ func (h *HTTP) kept() []byte {
 func (h *HTTP) keep(p []byte, off int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.o.Beginning == nil && off == int64(len(h.head)) {
+	if h.keeps && off == int64(len(h.head)) {
 		h.head = append(h.head, p[:min(len(p), beginningMost-len(h.head))]...)
 	}
 }
@@ -178,7 +187,7 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 		if b.Size < int64(len(b.Head)) || len(b.Head) == 0 {
 			return nil, h.fail("open", fmt.Errorf("its beginning of %d bytes is not one of a file of %d", len(b.Head), b.Size))
 		}
-		h.size, h.validator, h.head = b.Size, validator{b.ETag, b.Modified}, b.Head
+		h.size, h.validator, h.head, h.opened = b.Size, validator{b.ETag, b.Modified}, b.Head, len(b.Head)
 		return h, nil
 	}
 	head := make([]byte, httpHead)
@@ -189,7 +198,7 @@ func OpenHTTP(ctx context.Context, ref string, o HTTPOptions) (*HTTP, error) {
 	if err != nil {
 		return nil, errors.Join(h.fail("open", err), h.Close())
 	}
-	h.head = head[:n:n]
+	h.head, h.opened, h.keeps = head[:n:n], n, o.Keep
 	return h, nil
 }
 
