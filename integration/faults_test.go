@@ -308,6 +308,12 @@ func (r *faultRun) requireOrdinary(epoch uint64) {
 	require.Contains(r.t, []handoff.SourceState{handoff.SourceSuperseding, handoff.SourceResumed}, handoff.SourceState(r.status(r.a).State))
 }
 
+// givesUp: the source cannot reach the destination for as long as its patience goes.
+func givesUp(r *faultRun, mend func()) {
+	r.until("the handoff is given up", func() bool { return r.status(r.a).State == string(handoff.SourceAborting) })
+	stays(r, mend)
+}
+
 // expires: the source cannot be heard, and the destination waits for it no longer than its
 // lease.
 func expires(r *faultRun, mend func()) {
@@ -381,7 +387,7 @@ func faultCells() (out []faultCell) {
 	row(killProcess("mount", "destination"), lost)
 	row(shortCut, same(moves, nil), prepared)
 	row(longCut, map[moment]outcome{
-		inRound: stays, paused: stays, prepared: stays, goUnsent: resumes(handoff.Never), goUnanswered: resumes(handoff.Superseded),
+		inRound: givesUp, paused: stays, prepared: stays, goUnsent: resumes(handoff.Never), goUnanswered: resumes(handoff.Superseded),
 		running: resumes(handoff.Superseded), complete: resumes(handoff.Superseded),
 	})
 	apart := longCut
