@@ -62,7 +62,8 @@ const dedupEntries = 1 << 20
 
 // Create writes the overlay of l to path, by a temporary file in the same folder: on error
 // nothing is left. The result depends on l and the strategy only. Memory: a few MiB a
-// worker, the dedup tables, and about 20 bytes for each page of the overlay. Where the
+// worker, the dedup tables, about 20 bytes for each page of the overlay, and up to 20 MiB
+// while pages are ordered by similarity. Where the
 // parent's chain has MaxDepth overlays the result contains them all and sits on the base.
 func Create(ctx context.Context, path string, l Launch, o CreateOptions) (*Created, error) {
 	made, err := createAt(ctx, path, l, o)

@@ -68,6 +68,16 @@ func answers(f func(command string, id int) string) func(net.Conn) {
 	}
 }
 
+// idsOf returns a function that returns the id of a client's next command.
+func idsOf(conn net.Conn) func() int {
+	in := json.NewDecoder(conn)
+	return func() int {
+		var req struct{ ID int }
+		_ = in.Decode(&req)
+		return req.ID
+	}
+}
+
 func TestQMP(t *testing.T) {
 	dir := fakeMonitor(t, answers(func(command string, id int) string {
 		switch command {
@@ -121,12 +131,7 @@ func TestQMPAnswersOfOthers(t *testing.T) {
 // TestQMPNegotiatedByAnother: the negotiation that a client left behind is run for the next.
 func TestQMPNegotiatedByAnother(t *testing.T) {
 	dir := fakeMonitor(t, func(conn net.Conn) {
-		in := json.NewDecoder(conn)
-		id := func() int {
-			var req struct{ ID int }
-			_ = in.Decode(&req)
-			return req.ID
-		}
+		id := idsOf(conn)
 		fmt.Fprint(conn, greeting)
 		ours := id()
 		fmt.Fprintf(conn, "{\"return\": {}, \"id\": %d}\n", ours-5*qmpIDs)
@@ -208,12 +213,7 @@ func (c *qmp) tryAfter(t *testing.T, ctx context.Context) error {
 func TestQMPLateAnswer(t *testing.T) {
 	release := make(chan struct{})
 	dir := fakeMonitor(t, func(conn net.Conn) {
-		in := json.NewDecoder(conn)
-		id := func() int {
-			var req struct{ ID int }
-			_ = in.Decode(&req)
-			return req.ID
-		}
+		id := idsOf(conn)
 		fmt.Fprint(conn, greeting)
 		fmt.Fprintf(conn, "{\"return\": {}, \"id\": %d}\n", id())
 		given := id()
