@@ -106,11 +106,27 @@ func commit(ctx context.Context, c *qmp, dir, top, base string) error {
 		if top != stack[0] {
 			args["top"] = top
 		}
-		if err := c.execute(ctx, "block-commit", args, nil); err != nil {
+		if err := beginCommit(ctx, c, args); err != nil {
 			return fmt.Errorf("merge disk layer %s: %w", top, err)
 		}
 	}
 	return fmt.Errorf("merge disk layer %s: QEMU has given up: see that the file system of %s has room", top, dir)
+}
+
+// lockWait is how long a layer may be in use elsewhere: the qemu-img of a process that was
+// killed goes on until it is done.
+const lockWait = 10 * time.Second
+
+func beginCommit(ctx context.Context, c *qmp, args map[string]any) error {
+	end := time.Now().Add(lockWait)
+	return pollUntil(ctx, func() (bool, error) {
+		err := c.execute(ctx, "block-commit", args, nil)
+		var refused *QMPError
+		if errors.As(err, &refused) && strings.Contains(refused.Desc, `"write" lock`) && time.Now().Before(end) {
+			return false, nil
+		}
+		return true, err
+	})
 }
 
 // melt commits all layers into topLayer, whoever made them, and removes their files.

@@ -146,6 +146,30 @@ func TestQMPNegotiatedByAnother(t *testing.T) {
 	require.Equal(t, "paused", s)
 }
 
+// TestCommitOfLayerInUse: a layer that another process reads for a moment is waited for; other
+// refusals are not.
+func TestCommitOfLayerInUse(t *testing.T) {
+	held, asked := true, 0
+	dir := fakeMonitor(t, answers(func(_ string, id int) string {
+		if asked++; held && asked > 3 {
+			return fmt.Sprintf(`{"return": {}, "id": %d}`, id)
+		}
+		desc := `Failed to get \"write\" lock`
+		if !held {
+			desc = "Job ID 'release' already in use"
+		}
+		return fmt.Sprintf(`{"error": {"class": "GenericError", "desc": "%s"}, "id": %d}`, desc, id)
+	}))
+	c, err := dialQMP(t.Context(), dir)
+	require.NoError(t, err)
+	defer c.close()
+	require.NoError(t, beginCommit(t.Context(), c, nil))
+	require.Equal(t, 4, asked)
+	held = false
+	require.ErrorContains(t, beginCommit(t.Context(), c, nil), "already in use")
+	require.Equal(t, 5, asked)
+}
+
 func TestQMPMisbehaves(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn){
 		"closes at once": func(net.Conn) {},
