@@ -77,6 +77,14 @@ The last one would need a list of addresses for each frame, and takes five times
 create. zstd -22 in frames of 1 MiB is 3.9 % larger than xz -9e on a sample of an eighth, with
 similar pages of the base as a dictionary 1.6 %; it decodes twenty times faster. xz in frames of
 4 MiB instead of 1 MiB saves 1.7 %.
+
+## Where the time goes
+
+By CPU profiles on the same guest. Create, balanced: the encoder 31 %, SHA-256 of pages 15 %,
+reads of pages 18 %, sketches 8 %, copies 5 %. SHA-256 had 24 % and the rate was 77 to 82 MB/s a
+core before the frames of an overlay that is packed again were decoded once each; now it is 92
+to 112. Decode: zstd's assembly 55 %, SHA-256 of the encoded frames 23 %; nothing else has more
+than 9 %.
 `
 
 // document writes a guest's chapter.
