@@ -95,11 +95,15 @@ func (c *qmp) close() error { return c.conn.Close() }
 
 func (c *qmp) negotiate(ctx context.Context) error {
 	err := c.during(ctx, func() error {
-		m, err := c.read()
-		if err == nil && m.QMP == nil {
-			err = fmt.Errorf("%w: no greeting", errMonitor)
+		for {
+			m, err := c.read()
+			if err != nil || m.QMP != nil {
+				return err
+			}
+			if m.ID == nil && m.Event == "" { // else it is an answer to a client that has left
+				return fmt.Errorf("%w: no greeting", errMonitor)
+			}
 		}
-		return err
 	})
 	if err != nil {
 		return fmt.Errorf("greet monitor: %w", err)

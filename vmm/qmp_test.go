@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -132,6 +133,8 @@ func TestQMPAnswersOfOthers(t *testing.T) {
 func TestQMPNegotiatedByAnother(t *testing.T) {
 	dir := fakeMonitor(t, func(conn net.Conn) {
 		id := idsOf(conn)
+		fmt.Fprintln(conn, `{"return": {}, "id": 7}`)
+		fmt.Fprintln(conn, `{"event": "STOP"}`)
 		fmt.Fprint(conn, greeting)
 		ours := id()
 		fmt.Fprintf(conn, "{\"return\": {}, \"id\": %d}\n", ours-5*qmpIDs)
@@ -149,13 +152,13 @@ func TestQMPNegotiatedByAnother(t *testing.T) {
 // TestCommitOfLayerInUse: a layer that another process reads for a moment is waited for; other
 // refusals are not.
 func TestCommitOfLayerInUse(t *testing.T) {
-	held, asked := true, 0
+	var asked atomic.Int64
 	dir := fakeMonitor(t, answers(func(_ string, id int) string {
-		if asked++; held && asked > 3 {
-			return fmt.Sprintf(`{"return": {}, "id": %d}`, id)
-		}
 		desc := `Failed to get \"write\" lock`
-		if !held {
+		switch n := asked.Add(1); {
+		case n == 4:
+			return fmt.Sprintf(`{"return": {}, "id": %d}`, id)
+		case n > 4:
 			desc = "Job ID 'release' already in use"
 		}
 		return fmt.Sprintf(`{"error": {"class": "GenericError", "desc": "%s"}, "id": %d}`, desc, id)
@@ -164,10 +167,9 @@ func TestCommitOfLayerInUse(t *testing.T) {
 	require.NoError(t, err)
 	defer c.close()
 	require.NoError(t, beginCommit(t.Context(), c, nil))
-	require.Equal(t, 4, asked)
-	held = false
+	require.EqualValues(t, 4, asked.Load())
 	require.ErrorContains(t, beginCommit(t.Context(), c, nil), "already in use")
-	require.Equal(t, 5, asked)
+	require.EqualValues(t, 5, asked.Load())
 }
 
 func TestQMPMisbehaves(t *testing.T) {
