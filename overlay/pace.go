@@ -16,15 +16,15 @@ const (
 	paceRequest = 64 << 10
 	// paceQueue is for how long what is under way may keep the link busy.
 	paceQueue = 100 * time.Millisecond
-	// paceAfter is how soon after a demand another one is likely.
+	// paceAfter is how soon after a demand another one is likely, at most.
 	paceAfter = 50 * time.Millisecond
 )
 
 // pace bounds the bytes that background fetches have under way: enough to fill the link,
 // and not so many that a demand waits long behind them on a slow one. The bound is the
 // measured rate times twice the shortest time of a request: below what fills the link it
-// doubles, so a wrong measure mends itself. While a demand is under way, and for paceAfter
-// then, the bound is a quarter of that, half of what fills the link: a guest that waits for one
+// doubles, so a wrong measure mends itself. While a demand is under way, and for a moment
+// after it, the bound is half of what fills the link, and all of it: a guest that waits for one
 // page after the other would keep the link idle, and wait for each of those that are in the
 // profile.
 type pace struct {
@@ -35,6 +35,7 @@ type pace struct {
 	underWay  int64
 	delivered int64
 	rate      float64       // bytes a second, the best of late
+	beside    bool          // the last request began beside a demand: the rate is not the link's
 	least     time.Duration // the shortest time of a request
 }
 
@@ -69,16 +70,21 @@ func (p *pace) wait(ctx context.Context, g *gate) (int64, error) {
 		demand, quiet := g.closed(), g.since()
 		p.mu.Lock()
 		under, beside, window := p.underWay, p.besideLocked(), p.windowLocked()
+		after := min(paceAfter, 2*p.least)
+		p.beside = demand != nil || quiet < after
+		if demand == nil {
+			beside *= 2
+		}
 		p.mu.Unlock()
 		switch {
-		case (demand != nil || quiet < paceAfter) && under < beside:
+		case (demand != nil || quiet < after) && under < beside:
 			return min(p.large, paceRequest), context.Cause(ctx)
-		case demand == nil && quiet >= paceAfter && (under == 0 || under < window):
+		case demand == nil && quiet >= after && (under == 0 || under < window):
 			return min(p.large, max(paceRequest, window/paceShare)), context.Cause(ctx)
 		}
 		var over <-chan time.Time
-		if demand == nil && quiet < paceAfter {
-			over = time.After(paceAfter - quiet)
+		if demand == nil && quiet < after {
+			over = time.After(after - quiet)
 		}
 		select {
 		case <-p.wake:
@@ -103,7 +109,11 @@ func (p *pace) end(r paced, ok bool) {
 	p.underWay -= r.bytes
 	if took := time.Since(r.begin); ok && took > 0 {
 		p.delivered += r.bytes
-		p.rate = max(float64(p.delivered-r.delivered)/took.Seconds(), p.rate*0.98)
+		old := p.rate * 0.98
+		if p.beside {
+			old = p.rate // what keeps to half of it would halve it again and again
+		}
+		p.rate = max(float64(p.delivered-r.delivered)/took.Seconds(), old)
 		if p.least == 0 || took < p.least {
 			p.least = took
 		}

@@ -45,7 +45,7 @@ type Reader struct {
 
 // ReaderStats counts what a Reader has done since Open.
 type ReaderStats struct {
-	Fetched  int64 `json:"bytes_fetched"`   // bytes read from the source
+	Fetched  int64 `json:"bytes_fetched"`   // bytes read from the source, which may have had the first ones at hand
 	Verified int64 `json:"frames_verified"` // frames whose hash was right
 	Refused  int64 `json:"frames_refused"`  // frames whose hash was wrong, or that did not decode
 	Cached   int64 `json:"frames_cached"`   // encoded frames known to be in OpenOptions.Cache
