@@ -23,10 +23,10 @@ const (
 // pace bounds the bytes that background fetches have under way: enough to fill the link,
 // and not so many that a demand waits long behind them on a slow one. The bound is the
 // measured rate times twice the shortest time of a request: below what fills the link it
-// doubles, so a wrong measure mends itself. While a demand is under way, and for a moment
-// after it, the bound is half of what fills the link, and all of it: a guest that waits for one
-// page after the other would keep the link idle, and wait for each of those that are in the
-// profile.
+// doubles, so a wrong measure mends itself. While a demand is under way the bound is half of
+// what fills the link, and for a moment after it just what fills it, for another demand is
+// likely. With none at all a guest that waits for one page after the other would keep the link
+// idle, and wait for each page of its profile.
 type pace struct {
 	most, large int64         // bytes under way, and of a request, at most
 	wake        chan struct{} // holds a token when a request has ended
