@@ -26,6 +26,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"cloudlet/integration/need"
 )
 
 // roleEnv makes the test binary another process: a client of a mount, since the process
@@ -382,7 +384,7 @@ func (f *testFile) ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 
 func (f *testFile) hash() string { return fmt.Sprintf("%x", sha256.Sum256(f.content)) }
 
-// needFUSE skips the test where FUSE cannot be mounted, or fails it under CLOUDLET_NO_SKIP.
+// needFUSE skips the test where FUSE cannot be mounted.
 func needFUSE(t testing.TB) {
 	t.Helper()
 	s, err := Mount(t.TempDir(), Options{Memory: bytesFile("m"), Disk: bytesFile("d")})
@@ -390,8 +392,8 @@ func needFUSE(t testing.TB) {
 		require.NoError(t, s.Unmount(t.Context()))
 		return
 	}
-	if errors.Is(err, ErrUnavailable) && os.Getenv("CLOUDLET_NO_SKIP") != "1" {
-		t.Skip(err)
+	if errors.Is(err, ErrUnavailable) {
+		need.Skip(t, err)
 	}
 	require.NoError(t, err)
 }

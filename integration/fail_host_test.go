@@ -14,6 +14,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/integration/guest"
+	"cloudlet/integration/need"
 
 	"github.com/stretchr/testify/require"
 )
@@ -124,7 +125,7 @@ func TestKVM(t *testing.T) {
 // TestOtherUser runs as a user who may not open the state folder, then
 // in a store of their own.
 func TestOtherUser(t *testing.T) {
-	needRoot(t, "become another user")
+	need.Root(t, "become another user")
 	file := launchFile(t)
 	l := newLab(t)
 	nobody := func(cmd *exec.Cmd) {
@@ -158,7 +159,7 @@ func TestOtherUser(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	needRoot(t, "mount a small file system")
+	need.Root(t, "mount a small file system")
 	file := launchFile(t)
 	zip := filepath.Join(t.TempDir(), "base.zip")
 	newLab(t).ok("base", "export", shared.base, "-o", zip)

@@ -12,6 +12,7 @@ import (
 	"cloudlet/integration/appclient"
 	"cloudlet/integration/cloudlets"
 	"cloudlet/integration/link"
+	"cloudlet/integration/need"
 
 	"github.com/stretchr/testify/require"
 )
@@ -33,10 +34,8 @@ type handoffLab struct {
 // told may be missing.
 func newHandoffLab(t *testing.T, o cloudlets.Options) *handoffLab {
 	t.Helper()
-	need(t)
-	if err := link.Probe(); err != nil {
-		skip(t, err.Error())
-	}
+	needVMs(t)
+	need.No(t, link.Probe())
 	sharedOnce.Do(setUp)
 	require.NoError(t, shared.err)
 	o.Program, o.GuestDir, o.Store = shared.bin, *guestDir, shared.dir

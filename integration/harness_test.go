@@ -20,6 +20,7 @@ import (
 	"cloudlet/api"
 	"cloudlet/integration/cloudlets"
 	"cloudlet/integration/guest"
+	"cloudlet/integration/need"
 
 	"github.com/stretchr/testify/require"
 )
@@ -81,8 +82,8 @@ func setUp() {
 	}()
 }
 
-// need skips the test where the machine lacks what these tests stand on.
-func need(t *testing.T) {
+// needVMs skips the test where the machine lacks what these tests stand on.
+func needVMs(t *testing.T) {
 	t.Helper()
 	var missing []string
 	for _, program := range []string{"qemu-system-x86_64", "qemu-img"} {
@@ -96,25 +97,8 @@ func need(t *testing.T) {
 		f.Close()
 	}
 	if len(missing) > 0 {
-		skip(t, fmt.Sprintf("this machine lacks %s: run make deps", strings.Join(missing, ", ")))
+		need.Skip(t, fmt.Sprintf("this machine lacks %s: run make deps", strings.Join(missing, ", ")))
 	}
-}
-
-// needRoot skips a test that does what only root can.
-func needRoot(t *testing.T, what string) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		skip(t, "only root can "+what)
-	}
-}
-
-// skip skips a test for a probed reason, or fails it where skips are not allowed.
-func skip(t *testing.T, reason string) {
-	t.Helper()
-	if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
 }
 
 // lab is a store of a test's own and the program over it. Its end is part of the test: no
@@ -127,7 +111,7 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	need(t)
+	needVMs(t)
 	sharedOnce.Do(setUp)
 	require.NoError(t, shared.err)
 	l := newEmptyLab(t)
@@ -149,7 +133,7 @@ func newLab(t *testing.T) *lab {
 // newEmptyLab makes a lab whose store holds nothing.
 func newEmptyLab(t *testing.T) *lab {
 	t.Helper()
-	need(t)
+	needVMs(t)
 	sharedOnce.Do(setUp)
 	require.NoError(t, shared.err)
 	state, err := os.MkdirTemp(filepath.Dir(shared.dir), "s")

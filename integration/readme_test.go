@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 // TestReadme runs the walk of the README as it would be pasted, with a store of its own.
@@ -17,9 +19,7 @@ func TestReadme(t *testing.T) {
 
 // TestReadmeService does so with the lines about the service.
 func TestReadmeService(t *testing.T) {
-	if _, err := exec.LookPath("jq"); err != nil {
-		skip(t, err.Error())
-	}
+	need.Program(t, "jq")
 	pasted(t, 1, `{"kind":"create-overlay","state":"done","error":null}`, `{"kind":"import-overlay","state":"done","error":null}`,
 		"event: operation", `"name":"first answer"`, "cloudlet_first_response", `"code":"not_found"`, `{"name":"one","state":"stopped"}`)
 }
@@ -28,9 +28,7 @@ func TestReadmeService(t *testing.T) {
 // base, synthesises an overlay from a URL, pauses and deletes.
 func TestOpenStackClient(t *testing.T) {
 	for _, program := range []string{"openstack", "jq", "python3"} {
-		if _, err := exec.LookPath(program); err != nil {
-			skip(t, err.Error())
-		}
+		need.Program(t, program)
 	}
 	out := pasted(t, 2, "base-memhash", "ACTIVE", "PAUSED")
 	require.Regexp(t, `c10d1e70-[0-9a-f-]+ +\| one +\| ACTIVE`, out)

@@ -32,7 +32,7 @@ $bb poweroff -f
 // TestSoftDirtyInGuest proves the tracker that reads soft-dirty bits on a kernel that keeps
 // them, Debian's, whether or not this machine's does.
 func TestSoftDirtyInGuest(t *testing.T) {
-	need(t)
+	needVMs(t)
 	g, err := guest.Build(t.Context(), *guestDir, os.Stderr)
 	require.NoError(t, err)
 	dir := t.TempDir()

@@ -16,6 +16,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"cloudlet/integration/need"
 )
 
 func exportTestBase(t testing.TB, b *Base) []byte {
@@ -74,11 +76,7 @@ func TestExportImport(t *testing.T) {
 }
 
 func TestExportReadByUnzip(t *testing.T) {
-	unzip, err := exec.LookPath("unzip")
-	if err != nil && os.Getenv("CLOUDLET_NO_SKIP") == "" {
-		t.Skip("no unzip in PATH")
-	}
-	require.NoError(t, err)
+	unzip := need.Program(t, "unzip")
 	path := filepath.Join(t.TempDir(), "base.zip")
 	require.NoError(t, os.WriteFile(path, exportTestBase(t, newBaseFixture(t, t.TempDir(), 700, 300).seal(t)), 0o600))
 	out, err := exec.CommandContext(t.Context(), unzip, "-t", path).CombinedOutput()
@@ -363,12 +361,7 @@ func TestImportSpace(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	data := exportTestBase(t, newBaseFixture(t, t.TempDir(), 400, 400).seal(t))
 	dir := t.TempDir()
-	if err := unix.Mount("cloudlet-test", dir, "tmpfs", 0, "size=1m"); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "" {
-			t.Skipf("mount a tmpfs: %v", err)
-		}
-		require.NoError(t, err)
-	}
+	need.No(t, os.NewSyscallError("mount a tmpfs", unix.Mount("cloudlet-test", dir, "tmpfs", 0, "size=1m")))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	path := filepath.Join(t.TempDir(), "base.zip")
 	require.NoError(t, os.WriteFile(path, data, 0o600))

@@ -160,34 +160,36 @@ func TestDeltaRefused(t *testing.T) {
 		w[Memory][page*PageSize+5]++
 	}
 	for _, text := range []string{"elijah,hot=64K,frame=64K", "none,delta=vcdiff", "balanced,delta=dict"} {
-		needProgram(t, text)
-		b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
-		r := openBytes(t, b)
-		encoded, err := r.readFrame(t.Context(), 0, nil, nil)
-		require.NoError(t, err)
-		encoded = bytes.Clone(encoded)
-		right, err := r.decodePages(0, encoded, base)
-		require.NoError(t, err)
-		refuse := func(name string, b []byte) {
-			p, err := r.decodePages(0, b, base)
-			if err == nil { // a changed literal is for the frame's hash to find
-				require.NotEqual(t, right, p, "%s: %s", text, name)
-				return
+		t.Run(text, func(t *testing.T) {
+			needProgram(t, text)
+			b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
+			r := openBytes(t, b)
+			encoded, err := r.readFrame(t.Context(), 0, nil, nil)
+			require.NoError(t, err)
+			encoded = bytes.Clone(encoded)
+			right, err := r.decodePages(0, encoded, base)
+			require.NoError(t, err)
+			refuse := func(name string, b []byte) {
+				p, err := r.decodePages(0, b, base)
+				if err == nil { // a changed literal is for the frame's hash to find
+					require.NotEqual(t, right, p, name)
+					return
+				}
+				var damaged *CorruptFrameError
+				require.ErrorAs(t, err, &damaged, name)
 			}
-			var damaged *CorruptFrameError
-			require.ErrorAs(t, err, &damaged, "%s: %s", text, name)
-		}
-		for n := vcdiffHead + 1; n < len(encoded); n++ {
-			refuse("cut", encoded[:n])
-		}
-		if r.index.frames[0].delta == DeltaVCDIFF {
-			for _, head := range [][]byte{{0, 0, 0, 0}, {255, 255, 255, 255}, {1, 0, 1, 0}} {
-				refuse("size", append(head, encoded[4:]...))
+			for n := vcdiffHead + 1; n < len(encoded); n++ {
+				refuse("cut", encoded[:n])
 			}
-		}
-		other := newVM(newRand(t), 64, 8) // a base that is not the one of the delta
-		p, err := r.decodePages(0, encoded, newBase(t, other))
-		require.True(t, err != nil || !bytes.Equal(p, right))
+			if r.index.frames[0].delta == DeltaVCDIFF {
+				for _, head := range [][]byte{{0, 0, 0, 0}, {255, 255, 255, 255}, {1, 0, 1, 0}} {
+					refuse("size", append(head, encoded[4:]...))
+				}
+			}
+			other := newVM(newRand(t), 64, 8) // a base that is not the one of the delta
+			p, err := r.decodePages(0, encoded, newBase(t, other))
+			require.True(t, err != nil || !bytes.Equal(p, right))
+		})
 	}
 }
 

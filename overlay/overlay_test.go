@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"cloudlet/integration/need"
 )
 
 var (
@@ -186,14 +188,10 @@ func everyStrategy() []string {
 
 // needProgram skips where a strategy needs a program that is not here.
 func needProgram(t testing.TB, text string) {
-	if strategy(t, text).Delta != DeltaVCDIFF {
-		return
-	}
-	if _, _, err := findDiffer(t.Context()); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+	t.Helper()
+	if strategy(t, text).Delta == DeltaVCDIFF {
+		_, _, err := findDiffer(t.Context())
+		need.No(t, err)
 	}
 }
 
@@ -349,11 +347,13 @@ func TestDeterministic(t *testing.T) {
 		require.True(t, bytes.Equal(first, b), "%d workers", workers)
 	}
 	for _, text := range []string{"balanced,delta=dict", "fast,delta=vcdiff,frame=1M", "fast,delta=dict", "balanced,delta=dict,level=4", "balanced,order=similar"} {
-		needProgram(t, text)
-		one, again := create(t, l, CreateOptions{Workers: 1, Strategy: strategy(t, text)})
-		two, _ := create(t, l, CreateOptions{Workers: 3, Strategy: strategy(t, text)})
-		require.True(t, bytes.Equal(one, two), text)
-		require.Equal(t, made.ID, again.ID)
+		t.Run(text, func(t *testing.T) {
+			needProgram(t, text)
+			one, again := create(t, l, CreateOptions{Workers: 1, Strategy: strategy(t, text)})
+			two, _ := create(t, l, CreateOptions{Workers: 3, Strategy: strategy(t, text)})
+			require.True(t, bytes.Equal(one, two))
+			require.Equal(t, made.ID, again.ID)
+		})
 	}
 	small, again := create(t, l, CreateOptions{Strategy: strategy(t, "small")})
 	require.Equal(t, made.ID, again.ID)

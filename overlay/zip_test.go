@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 // TestArchive: what Create writes is a zip to libraries that we did not write.
@@ -43,13 +45,13 @@ func TestArchive(t *testing.T) {
 	require.NotNil(t, l.Parent)
 
 	for _, program := range [][]string{{"unzip", "-tq"}, {"python3", "-m", "zipfile", "-t"}} {
-		if _, err := exec.LookPath(program[0]); err != nil {
-			continue // archive/zip has judged already
-		}
-		path := filepath.Join(t.TempDir(), "o.zip")
-		require.NoError(t, os.WriteFile(path, b, 0o600))
-		out, err := exec.CommandContext(t.Context(), program[0], append(program[1:], path)...).CombinedOutput()
-		require.NoError(t, err, "%v: %s", program, out)
+		t.Run(program[0], func(t *testing.T) {
+			need.Program(t, program[0])
+			path := filepath.Join(t.TempDir(), "o.zip")
+			require.NoError(t, os.WriteFile(path, b, 0o600))
+			out, err := exec.CommandContext(t.Context(), program[0], append(program[1:], path)...).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+		})
 	}
 }
 

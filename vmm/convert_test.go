@@ -10,13 +10,14 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 func TestConvertDisk(t *testing.T) {
 	q := &QEMU{}
-	if _, err := q.img(); err != nil {
-		skip(t, err.Error())
-	}
+	_, err := q.img()
+	need.No(t, err)
 	dir := t.TempDir()
 	content := make([]byte, 1<<20+512)
 	for i := range content[:300<<10] {

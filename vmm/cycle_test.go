@@ -17,6 +17,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"cloudlet/integration/need"
 )
 
 // guestFiles finds the test guest, or skips.
@@ -29,19 +31,10 @@ func guestFiles(t *testing.T) (kernel, initrd, disk string) {
 	kernel, initrd, disk = filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd"), filepath.Join(dir, "disk.raw")
 	for _, f := range []string{kernel, initrd, disk} {
 		if _, err := os.Stat(f); err != nil {
-			skip(t, "no test guest: "+err.Error())
+			need.Skip(t, "no test guest: "+err.Error())
 		}
 	}
 	return kernel, initrd, disk
-}
-
-// skip skips a test for a probed reason, or fails it where skips are not allowed.
-func skip(t *testing.T, reason string) {
-	t.Helper()
-	if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-		t.Fatal(reason)
-	}
-	t.Skip(reason)
 }
 
 const guestAppend = "console=ttyS0 quiet panic=-1"
@@ -115,15 +108,10 @@ type rig struct {
 
 func newRig(t *testing.T) (rig, string) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("short: no real VMs")
-	}
 	kernel, initrd, disk := guestFiles(t)
 	q := testQEMU(t, "")
 	host, err := q.Probe(t.Context())
-	if err != nil {
-		skip(t, err.Error())
-	}
+	need.No(t, err)
 	m, err := host.Machine(TCG, 256<<20, 1)
 	require.NoError(t, err)
 	m.Kernel, m.Initrd, m.Append = true, true, guestAppend

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cloudlet/api"
+	needs "cloudlet/integration/need" // need is a type here
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -164,12 +165,7 @@ func TestUploadLimits(t *testing.T) {
 // smallStore returns a service over a store in a file system of its own.
 func smallStore(t *testing.T, size string) *Service {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal("mounting a small file system needs root")
-		}
-		t.Skip("mounting a small file system needs root")
-	}
+	needs.Root(t, "mount a small file system")
 	dir := t.TempDir()
 	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cloudlet/integration/need"
 	"cloudlet/overlay"
 )
 
@@ -59,17 +59,14 @@ func newGuest(t *testing.T) string {
 	return base + ":" + filepath.Join(dir, "memory") + ":" + filepath.Join(dir, "disk")
 }
 
-// TestBench measures small guests: every variant and every rival that is here, and rounds.
+// TestBench measures small guests: every variant and every rival, and rounds.
 func TestBench(t *testing.T) {
+	for _, program := range []string{"xdelta3", "xz", "zstd", "qemu-img"} {
+		need.Program(t, program)
+	}
 	dir := t.TempDir()
 	o := options{guests: []string{"one=" + newGuest(t)}, strategies: "factors", rivals: strings.Join(rivalNames(), ","), rounds: 1, patience: time.Minute,
 		dir: dir, json: filepath.Join(dir, "r.json"), csv: filepath.Join(dir, "r.csv"), picture: filepath.Join(dir, "r"), publish: filepath.Join(dir, "root")}
-	if _, err := exec.LookPath("xdelta3"); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		o.strategies = "balanced;small;fast,delta=dict"
-	}
 	r, err := o.results(t.Context())
 	require.NoError(t, err)
 	g := r.Guests[0]

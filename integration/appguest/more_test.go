@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cloudlet/integration/need"
 	"cloudlet/integration/product"
 )
 
@@ -31,14 +32,8 @@ func TestMoreKey(t *testing.T) {
 }
 
 func TestDpkgStatus(t *testing.T) {
-	for _, program := range []string{"mke2fs", "debugfs"} {
-		if _, err := exec.LookPath(filepath.Join("/usr/sbin", program)); err != nil {
-			if os.Getenv("CLOUDLET_NO_SKIP") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	need.Program(t, "/usr/sbin/mke2fs")
+	need.Program(t, "/usr/sbin/debugfs")
 	const status = "Package: a\nStatus: install ok installed\nVersion: 1\n\n"
 	for _, test := range []struct{ name, content, want string }{
 		{"installed", status, ""},

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 func TestSourcesFrom(t *testing.T) {
@@ -76,14 +78,8 @@ func (m *mirror) breakAt(name string) {
 // TestDownloadGoesOn: a mirror that goes away half way is named with a remedy, and what was
 // fetched before is not fetched again.
 func TestDownloadGoesOn(t *testing.T) {
-	for _, program := range []string{"apt-get", "dpkg-deb"} {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv("CLOUDLET_NO_SKIP") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	need.Program(t, "apt-get")
+	need.Program(t, "dpkg-deb")
 	ctx, dir := t.Context(), t.TempDir()
 	var packages []debian
 	for _, name := range []string{"one", "two"} {

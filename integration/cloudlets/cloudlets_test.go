@@ -14,22 +14,13 @@ import (
 
 	"cloudlet/integration/guest/table"
 	"cloudlet/integration/link"
+	"cloudlet/integration/need"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func needNetwork(t *testing.T) {
-	t.Helper()
-	if err := link.Probe(); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-}
 
 // listen answers each connection to a namespace's address with text and zeros, until the test
 // ends.
@@ -66,7 +57,7 @@ const (
 
 // TestNetwork: cloudlets and clients reach each other, over what Network asks for.
 func TestNetwork(t *testing.T) {
-	needNetwork(t)
+	need.No(t, link.Probe())
 	const most = 4 << 20 // bytes in a transfer
 	for _, test := range []struct {
 		name  string
@@ -135,7 +126,7 @@ func TestNetwork(t *testing.T) {
 // TestLeftovers: what works below a folder is found, and of it the program's processes are
 // ended, no others.
 func TestLeftovers(t *testing.T) {
-	needNetwork(t) // that is root
+	need.No(t, link.Probe()) // that is root
 	sleep, err := exec.LookPath("sleep")
 	require.NoError(t, err)
 	program := filepath.Join(t.TempDir(), "program")

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 func TestCpioBytes(t *testing.T) {
@@ -34,13 +36,7 @@ func TestCpioBytes(t *testing.T) {
 
 // TestCpioProgram has the archive read by the cpio program, where there is one.
 func TestCpioProgram(t *testing.T) {
-	cpio, err := exec.LookPath("cpio")
-	if err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	cpio := need.Program(t, "cpio")
 	var b bytes.Buffer
 	c := &cpioWriter{w: &b}
 	c.folder("d")

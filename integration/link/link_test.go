@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"cloudlet/integration/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -83,12 +84,7 @@ func TestOnWire(t *testing.T) {
 // up makes a link whose server runs serve for each connection.
 func up(t *testing.T, p Params, serve func(net.Conn)) *Link {
 	t.Helper()
-	if err := Probe(); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.No(t, Probe())
 	l, err := Up(p)
 	require.NoError(t, err)
 	ended := make(chan struct{})

@@ -4,25 +4,21 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 // pair is two namespaces, joined, and a server in the second that answers each connection
 // with text.
 func pair(t *testing.T, p Params, text string) (l *Link, a *Namespace, dial func(timeout time.Duration) (net.Conn, error)) {
 	t.Helper()
-	if err := Probe(); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.No(t, Probe())
 	ends := make([]End, 2)
 	for i := range ends {
 		n, err := NewNamespace()
@@ -100,13 +96,15 @@ func TestJoin(t *testing.T) {
 func TestJoinRefuses(t *testing.T) {
 	_, err := Join(Params{Congestion: "cubic"}, End{}, End{})
 	require.ErrorContains(t, err, "Congestion")
-	if Probe() != nil {
-		return
-	}
+}
+
+// TestJoinRefusesAddress: an address that no device has.
+func TestJoinRefusesAddress(t *testing.T) {
+	need.No(t, Probe())
 	n, err := NewNamespace()
 	require.NoError(t, err)
 	_, err = Join(Params{}, End{n, "10.77.0.1"}, End{n, "10.77.0.2"})
-	require.ErrorContains(t, err, "10.77.0.1", "an address that no device has")
+	require.ErrorContains(t, err, "10.77.0.1")
 	require.NoError(t, n.Close())
 	require.True(t, strings.HasPrefix(n.Path(), "/proc/"))
 }

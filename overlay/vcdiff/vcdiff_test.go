@@ -11,21 +11,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"cloudlet/integration/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// xdelta3 finds the program, without which what it agrees with cannot be shown.
-func xdelta3(t testing.TB) string {
-	path, err := exec.LookPath("xdelta3")
-	if err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("xdelta3: %v", err)
-	}
-	return path
-}
 
 // encode returns what xdelta3 makes of source and target.
 func encode(t testing.TB, source, target []byte, args ...string) []byte {
@@ -33,7 +23,7 @@ func encode(t testing.TB, source, target []byte, args ...string) []byte {
 	s, d := filepath.Join(dir, "source"), filepath.Join(dir, "target")
 	require.NoError(t, os.WriteFile(s, source, 0o600))
 	require.NoError(t, os.WriteFile(d, target, 0o600))
-	cmd := exec.CommandContext(t.Context(), xdelta3(t), append(append([]string{"-e", "-S", "none", "-c"}, args...), "-s", s, d)...)
+	cmd := exec.CommandContext(t.Context(), need.Program(t, "xdelta3"), append(append([]string{"-e", "-S", "none", "-c"}, args...), "-s", s, d)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	require.NoError(t, err)
@@ -322,7 +312,7 @@ func requireProgram(t *testing.T, p *program) {
 	require.NoError(t, os.WriteFile(s, p.source, 0o600))
 	require.NoError(t, os.WriteFile(d, p.delta, 0o600))
 	var say bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), xdelta3(t), "-d", "-c", "-s", s, d)
+	cmd := exec.CommandContext(t.Context(), need.Program(t, "xdelta3"), "-d", "-c", "-s", s, d)
 	cmd.Stderr = &say
 	out, err := cmd.Output()
 	require.NoError(t, err, "%s", say.String())

@@ -4,12 +4,13 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"cloudlet/integration/need"
 )
 
 // pages returns so many pages of random bytes.
@@ -22,20 +23,9 @@ func pages(n int) []byte {
 	return p
 }
 
-// needZstd is the reason that a test cannot run.
-func needZstd(t *testing.T) {
-	t.Helper()
-	if _, err := exec.LookPath("zstd"); err != nil {
-		if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-}
-
 // TestChangedDisk: what differs counts, once it is not zeros.
 func TestChangedDisk(t *testing.T) {
-	needZstd(t)
+	need.Program(t, "zstd")
 	old := pages(600) // more than a batch
 	now := bytes.Clone(old)
 	now[3*pageSize+17]++
@@ -59,7 +49,7 @@ func TestChangedDisk(t *testing.T) {
 // TestChangedMemory takes this process for QEMU: pages of a private mapping that were written
 // differently are found, and what was only read, or written as it was, is not.
 func TestChangedMemory(t *testing.T) {
-	needZstd(t)
+	need.Program(t, "zstd")
 	dir := t.TempDir()
 	old := pages(600)
 	path := filepath.Join(dir, "memory")
