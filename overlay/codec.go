@@ -2,13 +2,13 @@ package overlay
 
 import (
 	"bytes"
+	"context"
 	"crypto/subtle"
 	"fmt"
 	"io"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 )
 
 // Codec is how the bytes of a frame are compressed; its number is the one in the index.
@@ -21,11 +21,10 @@ const (
 	CodecXZ   Codec = 2
 )
 
-var (
-	codecNames = []string{"none", "zstd", "xz"}
-	// The libraries whose versions decide an overlay's bytes; held equal to go.mod by a test.
-	encoders = []string{"", "klauspost/compress v1.20.3", "ulikunitz/xz v0.5.17"}
-)
+var codecNames = []string{"none", "zstd", "xz"}
+
+// zstdLibrary decides an overlay's bytes; held equal to go.mod by a test.
+const zstdLibrary = "klauspost/compress v1.20.3"
 
 // String returns "none", "zstd" or "xz".
 func (c Codec) String() string { return nameOf(codecNames, uint8(c)) }
@@ -52,10 +51,11 @@ type encoder struct {
 	zstd  *zstd.Encoder
 	dict  bool // zstd has one
 	out   []byte
+	xz    xzEncoder
 }
 
-func newEncoder(c Codec, level, size int) (*encoder, error) {
-	e := &encoder{codec: c}
+func newEncoder(c Codec, level, size int, t tools) (*encoder, error) {
+	e := &encoder{codec: c, xz: xzEncoder{tool: t.xz}}
 	if c != CodecZstd {
 		return e, nil
 	}
@@ -74,7 +74,7 @@ func newEncoder(c Codec, level, size int) (*encoder, error) {
 
 // encode returns p compressed, valid until the next call, and the codec that was used: none
 // where compression does not make p smaller.
-func (e *encoder) encode(p []byte) ([]byte, Codec, error) {
+func (e *encoder) encode(ctx context.Context, p []byte) (_ []byte, _ Codec, err error) {
 	switch e.codec {
 	case CodecZstd:
 		if e.dict {
@@ -85,18 +85,9 @@ func (e *encoder) encode(p []byte) ([]byte, Codec, error) {
 		}
 		e.out = e.zstd.EncodeAll(p, e.out[:0])
 	case CodecXZ:
-		var b bytes.Buffer
-		w, err := xz.WriterConfig{DictCap: max(len(p), 4096), NoCheckSum: true}.NewWriter(&b)
-		if err != nil {
-			return nil, 0, fmt.Errorf("make xz encoder: %w", err)
+		if e.out, err = e.xz.encode(ctx, p); err != nil {
+			return nil, 0, err
 		}
-		if _, err := w.Write(p); err != nil {
-			return nil, 0, fmt.Errorf("encode xz: %w", err)
-		}
-		if err := w.Close(); err != nil {
-			return nil, 0, fmt.Errorf("encode xz: %w", err)
-		}
-		e.out = b.Bytes()
 	default:
 		return p, CodecNone, nil
 	}

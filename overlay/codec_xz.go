@@ -2,13 +2,29 @@ package overlay
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/ulikunitz/xz"
 )
+
+// xzEncoder encodes with the xz program, which finds more than the library that decodes does.
+type xzEncoder struct {
+	tool
+	out bytes.Buffer
+}
+
+// encode returns p as one .xz stream of one block, valid until the next call.
+func (e *xzEncoder) encode(ctx context.Context, p []byte) ([]byte, error) {
+	const leastDict = 4096
+	lzma2 := "--lzma2=preset=9e,dict=" + strconv.Itoa(max(len(p), leastDict))
+	err := e.run(ctx, &e.out, p, nil, "--format=xz", "--check=none", "--threads=1", lzma2, "--stdout")
+	return e.out.Bytes(), err
+}
 
 // decodeXZ fills dst from one .xz stream. It looks at the structure first: the decoder
 // allocates the dictionary that the header of a block names, up to 4 GiB.

@@ -10,7 +10,6 @@ import (
 	"hash"
 	"path/filepath"
 	"runtime"
-	"strings"
 )
 
 // Launch is a captured launch VM: what Create compares with its parent.
@@ -93,7 +92,7 @@ func createAt(ctx context.Context, path string, l Launch, o CreateOptions) (*Cre
 type creation struct {
 	l        Launch
 	strategy Strategy
-	differ   string // path of the program that makes deltas, where the strategy needs one
+	tools    tools
 	workers  int
 	progress Progress
 	dedup    int // entries in each of parent and self
@@ -119,15 +118,11 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err := o.Strategy.Validate(); err != nil {
 		return nil, err
 	}
-	o.Strategy.Encoder = encoders[o.Strategy.Codec]
-	var program string
-	if o.Strategy.Delta == DeltaVCDIFF {
-		path, version, err := findDiffer(ctx)
-		if err != nil {
-			return nil, err
-		}
-		program, o.Strategy.Encoder = path, strings.TrimPrefix(o.Strategy.Encoder+", "+version, ", ")
+	programs, err := o.Strategy.tools(ctx)
+	if err != nil {
+		return nil, err
 	}
+	o.Strategy.Encoder = o.Strategy.encoder(programs)
 	if len(l.State) > MaxStateSize {
 		return nil, fmt.Errorf("device state has %d bytes, over the limit of %d", len(l.State), MaxStateSize)
 	}
@@ -164,7 +159,7 @@ func newCreation(ctx context.Context, l Launch, o CreateOptions) (*creation, err
 	if err := checkProfile(l.Profile, holds); err != nil {
 		return nil, err
 	}
-	c := &creation{l: l, without: o.Without, strategy: o.Strategy, differ: program, workers: o.Workers, progress: o.Progress, dedup: o.dedup, identity: sha256.New(), self: make(map[Hash]Addr)}
+	c := &creation{l: l, without: o.Without, strategy: o.Strategy, tools: programs, workers: o.Workers, progress: o.Progress, dedup: o.dedup, identity: sha256.New(), self: make(map[Hash]Addr)}
 	if c.workers <= 0 {
 		c.workers = runtime.GOMAXPROCS(0)
 	}

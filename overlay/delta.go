@@ -46,18 +46,18 @@ type frameEncoder struct {
 	framed []byte
 }
 
-func newFrameEncoder(s *Strategy, size int, program string) (*frameEncoder, error) {
+func newFrameEncoder(s *Strategy, size int, t tools) (*frameEncoder, error) {
 	window := size
 	if s.Delta == DeltaDict {
 		window *= 2 // reaches over the frame to the base's pages before it
 	}
-	e, err := newEncoder(s.Codec, s.Level, window)
+	e, err := newEncoder(s.Codec, s.Level, window, t)
 	if err != nil {
 		return nil, err
 	}
 	f := &frameEncoder{encoder: e, delta: s.Delta}
 	if s.Delta == DeltaVCDIFF {
-		f.differ, err = newDiffer(program)
+		f.differ, err = newDiffer(t.xdelta3)
 	}
 	return f, err
 }
@@ -93,7 +93,7 @@ func (e *frameEncoder) encodeFrame(ctx context.Context, f *frame, pages, base []
 		}
 		f.delta = DeltaNone
 	}
-	b, f.codec, err = e.encode(pages)
+	b, f.codec, err = e.encode(ctx, pages)
 	return b, err
 }
 
@@ -103,7 +103,7 @@ func (e *frameEncoder) encodeVCDIFF(ctx context.Context, f *frame, pages, base [
 	if err != nil || len(delta) > len(pages) {
 		return delta, err
 	}
-	b, codec, err := e.encode(delta)
+	b, codec, err := e.encode(ctx, delta)
 	if err != nil {
 		return nil, err
 	}

@@ -2,9 +2,6 @@ package overlay
 
 import (
 	"bytes"
-	"context"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,7 +24,6 @@ func TestDeltas(t *testing.T) {
 	for _, delta := range deltaNames[1:] {
 		t.Run(delta, func(t *testing.T) {
 			text := "balanced,delta=" + delta
-			needProgram(t, text)
 			b, made := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
 			require.Less(t, len(b), len(plain)/10)
 			r := openBytes(t, b)
@@ -49,7 +45,6 @@ func TestDeltas(t *testing.T) {
 func TestDeltaOnChain(t *testing.T) {
 	for _, text := range []string{"balanced,delta=dict", "elijah"} {
 		t.Run(text, func(t *testing.T) {
-			needProgram(t, text)
 			rng := newRand(t)
 			v := newVM(rng, 100, 100)
 			base := newBase(t, v)
@@ -71,7 +66,6 @@ func TestDeltaOnChain(t *testing.T) {
 func TestDeltaFallsBack(t *testing.T) {
 	for _, text := range []string{"none,delta=vcdiff", "elijah,hot=4K,frame=4K", "balanced,delta=dict,frame=4K"} {
 		t.Run(text, func(t *testing.T) {
-			needProgram(t, text)
 			rng := newRand(t)
 			v := vm{make([]byte, 20*PageSize), make([]byte, PageSize)}
 			for i := range v[Memory] {
@@ -95,58 +89,6 @@ func TestDeltaFallsBack(t *testing.T) {
 	}
 }
 
-// TestNoProgram: a strategy whose program is missing says so before any work, by name.
-func TestNoProgram(t *testing.T) {
-	v := newVM(newRand(t), 8, 8)
-	base := newBase(t, v)
-	t.Setenv("PATH", t.TempDir())
-	dir := t.TempDir()
-	_, err := Create(t.Context(), filepath.Join(dir, "o"), launch(newImage(t, base), v), CreateOptions{Strategy: strategy(t, "elijah")})
-	require.ErrorIs(t, err, ErrNoProgram)
-	require.ErrorContains(t, err, "install the package xdelta3")
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	require.Empty(t, entries)
-}
-
-// TestProgramFails: what the program says arrives, and a context that ends, ends it.
-func TestProgramFails(t *testing.T) {
-	bin := t.TempDir()
-	program := filepath.Join(bin, "xdelta3")
-	script := func(body string) {
-		require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\ncase $1 in -V) echo 'Xdelta version 9.9, by a test' ;; *) "+body+" ;; esac\n"), 0o755))
-	}
-	t.Setenv("PATH", bin)
-	rng := newRand(t)
-	v := newVM(rng, 40, 8)
-	base := newBase(t, v)
-	w := v.clone()
-	w.mutate(rng, 2)
-	dir := t.TempDir()
-	try := func(ctx context.Context) error {
-		_, err := Create(ctx, filepath.Join(dir, "o"), launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "elijah")})
-		return err
-	}
-	script("echo out of luck >&2; exit 3")
-	require.ErrorContains(t, try(t.Context()), "exit status 3: out of luck")
-
-	marker := filepath.Join(bin, "started")
-	script("echo > " + marker + "; exec /bin/sleep 100")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- try(ctx) }()
-	require.Eventually(t, func() bool { _, err := os.Stat(marker); return err == nil }, 10e9, 1e6)
-	cancel()
-	require.ErrorIs(t, <-done, context.Canceled)
-
-	script("printf not-a-delta")
-	data, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "elijah")})
-	require.ErrorIs(t, newImage(t, base, openBytes(t, data)).Verify(t.Context(), nil), ErrFormat)
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	require.Empty(t, entries)
-}
-
 // TestDeltaRefused: frames whose delta is not one, or one of other pages.
 func TestDeltaRefused(t *testing.T) {
 	rng := newRand(t)
@@ -161,7 +103,6 @@ func TestDeltaRefused(t *testing.T) {
 	}
 	for _, text := range []string{"elijah,hot=64K,frame=64K", "none,delta=vcdiff", "balanced,delta=dict"} {
 		t.Run(text, func(t *testing.T) {
-			needProgram(t, text)
 			b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
 			r := openBytes(t, b)
 			encoded, err := r.readFrame(t.Context(), 0, nil, nil)

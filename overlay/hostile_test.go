@@ -10,13 +10,24 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
+
+// testEncoder returns what Create would compress frames of size bytes with.
+func testEncoder(t testing.TB, c Codec, level, size int) *encoder {
+	t.Helper()
+	s := &Strategy{Codec: c}
+	programs, err := s.tools(t.Context())
+	need.No(t, err)
+	e, err := newEncoder(c, level, size, programs)
+	require.NoError(t, err)
+	return e
+}
 
 // encodeTest compresses p as Create would.
 func encodeTest(t *testing.T, c Codec, level int, p []byte) []byte {
-	e, err := newEncoder(c, level, max(len(p), PageSize))
-	require.NoError(t, err)
-	b, have, err := e.encode(p)
+	b, have, err := testEncoder(t, c, level, max(len(p), PageSize)).encode(t.Context(), p)
 	require.NoError(t, err)
 	require.Equal(t, c, have)
 	return bytes.Clone(b)

@@ -119,9 +119,12 @@ func newImage(t testing.TB, b *Base, chain ...*Reader) *Image {
 	return im
 }
 
+// strategy parses text; without the programs that it needs the test is skipped.
 func strategy(t testing.TB, text string) Strategy {
+	t.Helper()
 	s, err := ParseStrategy(text)
 	require.NoError(t, err)
+	need.No(t, s.CheckPrograms(t.Context()))
 	return s
 }
 
@@ -186,21 +189,11 @@ func everyStrategy() []string {
 	return list
 }
 
-// needProgram skips where a strategy needs a program that is not here.
-func needProgram(t testing.TB, text string) {
-	t.Helper()
-	if strategy(t, text).Delta == DeltaVCDIFF {
-		_, _, err := findDiffer(t.Context())
-		need.No(t, err)
-	}
-}
-
 // TestRoundTrip: every strategy gives back every byte, whole and page by page.
 func TestRoundTrip(t *testing.T) {
 	for _, text := range append(everyStrategy(), "balanced,delta=none,frame=4K", "small,frame=64K", "fast,frame=4M", "fast,delta=dict,frame=4M",
 		"balanced,delta=dict,level=4,frame=256K", "balanced,delta=dict,level=2,frame=4K", "elijah,frame=4M") {
 		t.Run(text, func(t *testing.T) {
-			needProgram(t, text)
 			rng := newRand(t)
 			v := newVM(rng, 700, 500)
 			base := newBase(t, v)
@@ -348,7 +341,6 @@ func TestDeterministic(t *testing.T) {
 	}
 	for _, text := range []string{"balanced,delta=dict", "fast,delta=vcdiff,frame=1M", "fast,delta=dict", "balanced,delta=dict,level=4", "balanced,order=similar"} {
 		t.Run(text, func(t *testing.T) {
-			needProgram(t, text)
 			one, again := create(t, l, CreateOptions{Workers: 1, Strategy: strategy(t, text)})
 			two, _ := create(t, l, CreateOptions{Workers: 3, Strategy: strategy(t, text)})
 			require.True(t, bytes.Equal(one, two))

@@ -305,7 +305,6 @@ func (o *specOverlay) identity(v, parent vm, pages map[uint32][]byte) string {
 func TestSpec(t *testing.T) {
 	for _, text := range append(everyStrategy(), "small,frame=16K", "balanced,delta=none,frame=4K,hot=4K") {
 		t.Run(text, func(t *testing.T) {
-			needProgram(t, text)
 			rng := newRand(t)
 			v := newVM(rng, 300, 200)
 			base := newBase(t, v)

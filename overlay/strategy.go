@@ -58,7 +58,7 @@ var presets = map[string]Strategy{
 	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10, Order: OrderCold},
 	// What the seeds of this field did: xdelta3, then LZMA.
 	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
-	"small":  {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10, Order: OrderSimilar},
+	"small":  {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 4 << 20, HotSize: 64 << 10, Order: OrderSimilar},
 }
 
 // Strategies lists the names of the presets.
@@ -66,7 +66,9 @@ func Strategies() []string { return slices.Sorted(maps.Keys(presets)) }
 
 // ParseStrategy parses a preset's name, optionally with changes: "balanced" or
 // "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3,order=cold". The empty string is
-// "balanced". Orders are address, cold and similar, see [Order]. Deltas are none, xor, vcdiff and dict; vcdiff needs the program xdelta3 where it is encoded.
+// "balanced". Orders are address, cold and similar, see [Order]. Deltas are none, xor, vcdiff
+// and dict, codecs none, zstd and xz. Who encodes needs the program xdelta3 for vcdiff and xz
+// for xz, see [Strategy.CheckPrograms].
 func ParseStrategy(text string) (Strategy, error) {
 	name, rest, changed := strings.Cut(text, ",")
 	if name == "" {

@@ -118,7 +118,7 @@ func (c *creation) spoolFrames(ctx context.Context, w io.Writer) (*index, uint32
 	var encoders []*frameEncoder
 	err := ordered(ctx, c.workers, func(yield func(group) error) error { return c.groups(ctx, yield) },
 		func() (func(group) (encodedFrame, error), error) {
-			e, err := newFrameEncoder(&c.strategy, size, c.differ)
+			e, err := newFrameEncoder(&c.strategy, size, c.tools)
 			mu.Lock()
 			encoders = append(encoders, e)
 			mu.Unlock()

@@ -20,9 +20,9 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	if err := s.checkName(req.Name); err != nil {
 		return out, err
 	}
-	strategy, err := overlay.ParseStrategy(req.Strategy)
+	strategy, err := usableStrategy(ctx, req.Strategy)
 	if err != nil {
-		return out, &api.Error{Code: api.Invalid, Detail: err.Error(), Field: "strategy", Err: err}
+		return out, err
 	}
 	r, vm, lk, err := s.working(ctx, req.Instance)
 	if err != nil {
@@ -30,6 +30,16 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	}
 	defer lk.unlock()
 	return s.overlayOf(ctx, r, vm, req, strategy, p)
+}
+
+// usableStrategy parses a strategy and sees that this host has the programs that encode by it,
+// before a guest stands still for nothing.
+func usableStrategy(ctx context.Context, text string) (overlay.Strategy, error) {
+	strategy, err := overlay.ParseStrategy(text)
+	if err != nil {
+		return strategy, &api.Error{Code: api.Invalid, Detail: err.Error(), Field: "strategy", Err: err}
+	}
+	return strategy, strategy.CheckPrograms(ctx)
 }
 
 // overlayOf is createOverlay of an instance whose lock is held.
@@ -73,7 +83,7 @@ func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.
 // createLastOverlay makes an overlay of an instance and ends it. The guest stands still in
 // between, so nothing that it did is lost; if there is no overlay, it goes on as it was.
 func (s *Service) createLastOverlay(ctx context.Context, id string, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
-	strategy, err := overlay.ParseStrategy(req.Strategy)
+	strategy, err := usableStrategy(ctx, req.Strategy)
 	if err != nil {
 		return out, err
 	}

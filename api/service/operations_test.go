@@ -168,6 +168,27 @@ func TestSubmitRefuses(t *testing.T) {
 	}
 }
 
+// TestStrategyWithoutProgram: a guest does not stand still for an overlay that this host
+// cannot encode.
+func TestStrategyWithoutProgram(t *testing.T) {
+	s := newService(t)
+	b := addBase(t, s, "base", 'a')
+	addOverlay(t, s, b.ID, "app", 'x')
+	t.Setenv("PATH", t.TempDir())
+	for strategy, remedy := range map[string]string{"small": "install the package xz-utils", "balanced,delta=vcdiff": "install the package xdelta3"} {
+		for _, req := range []any{
+			api.CreateOverlay{Instance: "none", Strategy: strategy},
+			api.Profile{Ref: "app", Probes: []api.Probe{{Port: 80}}, Repack: true, Strategy: strategy},
+		} {
+			_, err := s.Submit(t.Context(), Caller{Local: true}, req)
+			var e *api.Error
+			require.ErrorAs(t, err, &e)
+			require.Equal(t, api.Unavailable, e.Code)
+			require.ErrorContains(t, err, remedy)
+		}
+	}
+}
+
 func TestOperationWatchAndCancel(t *testing.T) {
 	s := newService(t)
 	other := reopen(t, s, nil) // sees what s does through the store

@@ -95,8 +95,8 @@ func (s *Service) submitProfile(ctx context.Context, t *task, req api.Profile) e
 	if len(req.Probes) == 0 {
 		return invalid("probes", "a touch profile needs at least one probe").Fix("give the requests that users begin with")
 	}
-	if _, err := overlay.ParseStrategy(req.Strategy); err != nil {
-		return &api.Error{Code: api.Invalid, Detail: err.Error(), Field: "strategy", Err: err}
+	if _, err := usableStrategy(ctx, req.Strategy); err != nil {
+		return err
 	}
 	at, err := s.findOverlayFor(t.caller, "ref", req.Ref)
 	if err != nil {
@@ -181,7 +181,7 @@ func (s *Service) profiled(ctx context.Context, at location, req api.Profile, p 
 	if req.Repack {
 		strategy := l.readers[len(l.readers)-1].Manifest().Strategy
 		if req.Strategy != "" {
-			if strategy, err = overlay.ParseStrategy(req.Strategy); err != nil {
+			if strategy, err = usableStrategy(ctx, req.Strategy); err != nil {
 				return out, err
 			}
 		}

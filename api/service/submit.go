@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"cloudlet/api"
-	"cloudlet/overlay"
 
 	"golang.org/x/sys/unix"
 )
@@ -107,7 +106,7 @@ func (s *Service) submit(ctx context.Context, caller Caller, req any) (op api.Op
 	case VerifyBase:
 		err = s.submitVerifyBase(&t, req)
 	case api.CreateOverlay:
-		err = s.submitCreateOverlay(&t, req)
+		err = s.submitCreateOverlay(ctx, &t, req)
 	case api.ImportOverlay:
 		err = s.submitImportOverlay(&t, req)
 	case VerifyOverlay:
@@ -239,14 +238,14 @@ func (s *Service) submitVerifyOverlay(t *task, req VerifyOverlay) error {
 	return nil
 }
 
-func (s *Service) submitCreateOverlay(t *task, req api.CreateOverlay) error {
+func (s *Service) submitCreateOverlay(ctx context.Context, t *task, req api.CreateOverlay) error {
 	if req.Output != "" {
 		if err := checkPath(t.caller, "output", req.Output); err != nil {
 			return err
 		}
 	}
-	if _, err := overlay.ParseStrategy(req.Strategy); err != nil {
-		return &api.Error{Code: api.Invalid, Detail: err.Error(), Field: "strategy", Err: err}
+	if _, err := usableStrategy(ctx, req.Strategy); err != nil {
+		return err
 	}
 	id, err := s.submitCapture(t, req.Instance, req.Name)
 	if err != nil {

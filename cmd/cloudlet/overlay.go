@@ -33,8 +33,8 @@ was resumed from, and puts the overlay into the store. The guest stands still fo
 moments in which its changed memory is copied, then runs on.
 
 Strategies: balanced; fast, where somebody waits for the overlay; small, for slow links, which
-takes minutes; elijah, xdelta3 and LZMA as in the original system; none. Or one of them with
-changes, like "balanced,codec=xz,frame=1M,delta=none,level=4,hot=16K,order=address".`,
+takes minutes and the program xz; elijah, xdelta3 and LZMA as in the original system, by these
+programs; none. Who uses the overlay needs neither. Or one of them with changes, like "balanced,codec=xz,frame=1M,delta=none,level=4,hot=16K,order=address".`,
 		Example: "  cloudlet overlay create work -o app.overlay\n  cloudlet overlay create work --strategy small --name app",
 		Args:    args(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
