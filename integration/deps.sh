@@ -17,6 +17,7 @@ need cpio cpio
 need unzip unzip
 need mmdebstrap mmdebstrap
 need xz xz-utils
+need zstd zstd
 need xdelta3 xdelta3
 need ip iproute2
 need curl curl

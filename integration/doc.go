@@ -6,6 +6,6 @@
 //
 // The tests run real QEMU, real FUSE mounts and a real guest kernel. A test whose needs a
 // machine cannot meet is skipped with the probed reason; with CLOUDLET_NO_SKIP=1 in the
-// environment, as in continuous integration, it fails instead: integration/need is how, here
+// environment, as in make test, it fails instead: integration/need is how, here
 // and in the tests of all other packages.
 package integration
