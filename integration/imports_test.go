@@ -31,7 +31,7 @@ var allowed = map[string][]string{
 	"api/nova":                  {"api", "api/service", "api/strict"},
 	"api/client":                {"api"},
 	"cmd/cloudlet":              {"api/...", "overlay", "fusefs", "vmm"},
-	"cmd/overlaybench":          {"overlay", "overlay/source", "overlay/vcdiff"},
+	"cmd/overlaybench":          {"overlay", "overlay/source", "overlay/vcdiff", "integration/figures"},
 	"integration/...":           {"..."},
 }
 

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
 
+	"cloudlet/integration/figures"
 	"cloudlet/overlay"
 )
 
@@ -64,13 +64,7 @@ func say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }
 
-func writeJSON(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", " ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
-}
+func writeJSON(path string, v any) error { return figures.WriteJSON(path, v) }
 
 // results measures, or reads what was measured.
 func (o *options) results(ctx context.Context) (*results, error) {
@@ -112,14 +106,18 @@ func (o *options) results(ctx context.Context) (*results, error) {
 		}
 		guests = append(guests, g)
 	}
-	r := &results{Host: host(), Rounds: o.rounds}
+	host, err := host()
+	if err != nil {
+		return nil, err
+	}
+	r := &results{Host: host, Rounds: o.rounds}
 	for _, g := range guests {
 		res, err := o.measure(ctx, g, variants, names)
 		if err != nil {
 			return nil, fmt.Errorf("guest %s: %w", g.name, err)
 		}
 		r.Guests = append(r.Guests, res)
-		if err := writeJSON(o.json, r); err != nil { // what a later guest's failure does not lose
+		if err := figures.WriteJSON(o.json, r); err != nil { // what a later guest's failure does not lose
 			return nil, err
 		}
 	}
@@ -237,17 +235,15 @@ func (g *guest) create(ctx context.Context, v variant, id overlay.Hash) (*respon
 }
 
 // host says what the figures were measured on.
-func host() string {
-	text := fmt.Sprintf("%d CPUs", runtime.NumCPU())
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		if _, after, ok := strings.Cut(string(b), "model name"); ok {
-			line, _, _ := strings.Cut(after, "\n")
-			text += ", " + strings.TrimLeft(line, "\t :")
-		}
+func host() (string, error) {
+	text, err := figures.Machine()
+	if err != nil {
+		return "", err
 	}
-	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
-		one, _, _ := strings.Cut(string(b), " ")
-		text += ", load " + one + " at the start"
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "", err
 	}
-	return text + ", " + runtime.Version()
+	one, _, _ := strings.Cut(string(load), " ")
+	return text + ", load " + one + " at the start", nil
 }

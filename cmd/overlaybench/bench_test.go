@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"cloudlet/integration/figures"
 	"cloudlet/integration/need"
 	"cloudlet/overlay"
 )
@@ -101,14 +102,14 @@ func TestBench(t *testing.T) {
 		require.Len(t, w.Open, 2*opens)
 	}
 	r.Guests = append(r.Guests, more.Guests...)
-	require.NoError(t, writeJSON(o.json, r))
+	require.NoError(t, figures.WriteJSON(o.json, r))
 	o.requireReports(t, r)
 }
 
 // requireReports requires that every form of the results is written, and can be read again.
 func (o *options) requireReports(t *testing.T, r *results) {
 	if err := o.report(r); err != nil { // times are what they are
-		require.ErrorIs(t, err, errMissed)
+		require.ErrorIs(t, err, figures.ErrMissed)
 	}
 	for _, name := range []string{"-one.svg", "-two.png"} {
 		info, err := os.Stat(o.picture + name)

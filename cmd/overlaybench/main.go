@@ -6,31 +6,19 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
-	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
+
+	"cloudlet/integration/figures"
 )
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == childArgument {
 		os.Exit(childMain(context.Background(), os.Stdin, os.Stdout))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errMissed):
-		os.Exit(1)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "overlaybench:", err)
-		os.Exit(2)
-	}
+	figures.Main("overlaybench", run)
 }
 
 // options are the command line.
@@ -65,11 +53,8 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&o.picture, "plot", "build/bench-strategies", "beginning of the names of the plots, -GUEST.svg and -GUEST.png")
 	f.StringVar(&o.publish, "publish", "", "root of the project, to write its docs/strategies.md")
 	f.StringVar(&o.from, "from", "", "results to report again, instead of measuring")
-	if err := f.Parse(args); err != nil {
+	if err := figures.Parse(f, args); err != nil {
 		return err
-	}
-	if f.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	r, err := o.results(ctx)
 	if err != nil {

@@ -11,11 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"cloudlet/integration/figures"
 )
 
-var errMissed = errors.New("a target was missed")
-
-func mib(n int64) float64 { return float64(n) / (1 << 20) }
+func mib(n int64) float64 { return figures.MiB(n) }
 
 // spread are the median and the ends of some measurements.
 type spread struct{ Median, Least, Most float64 }
@@ -24,9 +24,7 @@ func newSpread(v []float64) spread {
 	if len(v) == 0 {
 		return spread{}
 	}
-	s := slices.Sorted(slices.Values(v))
-	n := len(s)
-	return spread{(s[(n-1)/2] + s[n/2]) / 2, s[0], s[n-1]}
+	return spread{figures.Median(v), slices.Min(v), slices.Max(v)}
 }
 
 func (s spread) format(decimals int) string {
@@ -104,7 +102,7 @@ func (o *options) report(r *results) error {
 		g.print(os.Stdout)
 		for _, t := range g.targets() {
 			fmt.Printf("  %s\n", t)
-			missed = missed || !t.met()
+			missed = missed || !t.Met()
 		}
 		fmt.Println()
 	}
@@ -123,7 +121,7 @@ func (o *options) report(r *results) error {
 		}
 	}
 	if missed {
-		return errMissed
+		return figures.ErrMissed
 	}
 	return nil
 }
@@ -171,55 +169,28 @@ func (g *guestResult) ratio(n int64) string {
 	return fmt.Sprintf("%.3f", float64(n)/float64(ref.Bytes))
 }
 
-// target is a bound on a figure.
-type target struct {
-	what         string
-	bound, value float64
-	least        bool
-	unit         string
-	decimals     int
-}
-
-func (t target) met() bool {
-	if t.least {
-		return t.value >= t.bound
-	}
-	return t.value <= t.bound
-}
-
-func (t target) String() string {
-	bound, verdict := "at most", "pass"
-	if t.least {
-		bound = "at least"
-	}
-	if !t.met() {
-		verdict = "MISS"
-	}
-	return fmt.Sprintf("%-44s target %s %.*f, measured %.*f %s: %s", t.what, bound, t.decimals, t.bound, t.decimals, t.value, t.unit, verdict)
-}
-
 // targets returns those of which all figures were measured.
-func (g *guestResult) targets() (list []target) {
+func (g *guestResult) targets() (list []figures.Target) {
 	ref, eager := g.rival(referenceName), g.rival(eagerName)
 	b, s := g.find("balanced"), g.find("small")
 	if b != nil && ref != nil {
-		list = append(list, target{"balanced: size", 1.10, float64(b.Bytes) / float64(ref.Bytes), false, "of the reference", 3})
+		list = append(list, figures.Target{What: "balanced: size", Bound: 1.10, Value: float64(b.Bytes) / float64(ref.Bytes), Unit: "of the reference", Decimals: 3})
 	}
 	if b != nil {
 		list = append(list,
-			target{"balanced: create, modified data", 100, b.createSpeed().Median, true, "MB/s a core", 0},
-			target{"balanced: decode", 500, b.decodeSpeed().Median, true, "MB/s a core", 0})
+			figures.Target{What: "balanced: create, modified data", Bound: 100, Value: b.createSpeed().Median, Least: true, Unit: "MB/s a core", Decimals: 0},
+			figures.Target{What: "balanced: decode", Bound: 500, Value: b.decodeSpeed().Median, Least: true, Unit: "MB/s a core", Decimals: 0})
 	}
 	if s != nil && ref != nil {
-		list = append(list, target{"small: size", 0.85, float64(s.Bytes) / float64(ref.Bytes), false, "of the reference", 3})
+		list = append(list, figures.Target{What: "small: size", Bound: 0.85, Value: float64(s.Bytes) / float64(ref.Bytes), Unit: "of the reference", Decimals: 3})
 	}
 	if b != nil && eager != nil {
-		list = append(list, target{"balanced: whole overlay", 0.90, float64(b.File) / float64(eager.Bytes), false, "of eager's bytes", 3})
+		list = append(list, figures.Target{What: "balanced: whole overlay", Bound: 0.90, Value: float64(b.File) / float64(eager.Bytes), Unit: "of eager's bytes", Decimals: 3})
 	}
 	if b != nil {
 		entries := g.Stats.Memory.Modified + g.Stats.Disk.Modified
 		bound := 20 * max(1, float64(entries)/100000) // the target is that of 100,000
-		list = append(list, target{fmt.Sprintf("balanced: open, %d entries", entries), bound, 1000 * b.openTime().Median, false, "ms", 1})
+		list = append(list, figures.Target{What: fmt.Sprintf("balanced: open, %d entries", entries), Bound: bound, Value: 1000 * b.openTime().Median, Unit: "ms", Decimals: 1})
 	}
 	return list
 }

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"cloudlet/integration/figures"
 	"cloudlet/overlay"
 	"cloudlet/overlay/vcdiff"
 )
@@ -119,7 +120,7 @@ func (g *guest) measureRivals(ctx context.Context, names []string, id overlay.Ha
 		}
 		known[r.name] = res
 		list = append(list, res)
-		if err := writeJSON(kept, known); err != nil {
+		if err := figures.WriteJSON(kept, known); err != nil {
 			return list, err
 		}
 	}

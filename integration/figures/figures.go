@@ -1,5 +1,6 @@
-// Package figures is what the measuring commands have in common: medians, targets that are
-// printed with pass or MISS, and results as JSON.
+// Package figures is what the measuring commands have in common: how they start and with which
+// exit code they end, medians, targets that are printed with pass or MISS, results as JSON, and
+// what of them goes into the project's documents.
 package figures
 
 import (

@@ -45,6 +45,29 @@ func TestTable(t *testing.T) {
 	require.ErrorContains(t, PutTable(path, "y", ""), "<!-- y: begin -->")
 }
 
+func TestPublication(t *testing.T) {
+	root := t.TempDir()
+	p := Publication{Name: "bench", Results: map[string]int{"n": 1}, Picture: "<svg/>", Table: "| n | 1 |\n"}
+	require.ErrorIs(t, p.Put(root), os.ErrNotExist, "no README")
+	require.ErrorIs(t, HasTable(Readme(root), "bench"), os.ErrNotExist)
+	require.NoError(t, os.WriteFile(Readme(root), []byte("a\n<!-- bench: begin -->\nold\n<!-- bench: end -->\nb\n"), 0o644))
+	require.NoError(t, HasTable(Readme(root), "bench"))
+	require.Error(t, HasTable(Readme(root), "other"))
+	require.NoError(t, p.Put(root))
+	for name, want := range map[string]string{
+		"README.md":       "a\n<!-- bench: begin -->\n| n | 1 |\n<!-- bench: end -->\nb\n",
+		"docs/bench.json": "{\n \"n\": 1\n}\n",
+		"docs/bench.svg":  "<svg/>",
+	} {
+		b, err := os.ReadFile(filepath.Join(root, name))
+		require.NoError(t, err)
+		require.Equal(t, want, string(b), name)
+	}
+	p.Name, p.Picture = "other", ""
+	require.ErrorContains(t, p.Put(root), "has no lines")
+	require.NoFileExists(t, filepath.Join(root, "docs", "other.svg"))
+}
+
 func TestHost(t *testing.T) {
 	host, err := Host()
 	require.NoError(t, err)

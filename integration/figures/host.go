@@ -10,14 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host describes the machine that something is measured on.
+// Host is a sentence about the machine that something is measured on, without its end.
 func Host() (string, error) {
+	text, err := Machine()
+	return "Measured on " + text, err
+}
+
+// Machine describes this machine and what Go it runs.
+func Machine() (string, error) {
 	var name unix.Utsname
 	var info unix.Sysinfo_t
 	if err := errors.Join(unix.Uname(&name), unix.Sysinfo(&info)); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("Measured on %d cores (%s), %.1f GiB, Linux %s, %s", runtime.NumCPU(), processor(),
+	return fmt.Sprintf("%d cores (%s), %.1f GiB, Linux %s, %s", runtime.NumCPU(), processor(),
 		float64(info.Totalram)*float64(info.Unit)/(1<<30), unix.ByteSliceToString(name.Release[:]), runtime.Version()), nil
 }
 

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 	"slices"
 
 	"cloudlet/integration/figures"
 )
-
-var errMissed = errors.New("a target was missed")
 
 // results are the figures of a run, in seconds and bytes; nil: not measured.
 type results struct {
@@ -33,7 +30,7 @@ func (b *bench) report() error {
 	}
 	fmt.Printf("figures: %s\n", b.out)
 	if missed {
-		return errMissed
+		return figures.ErrMissed
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		}
 	}
 	if b.publish != "" {
-		if err := checkReadme(b.publish); err != nil {
+		if err := figures.HasTable(figures.Readme(b.publish), tableName); err != nil {
 			return err
 		}
 	}

@@ -6,40 +6,33 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
-	"fmt"
-	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
+
+	"cloudlet/integration/figures"
 )
 
-func main() {
+func main() { figures.Main("benchhandoff", run) }
+
+func run(ctx context.Context, args []string) error {
 	b := &bench{}
+	f := flag.NewFlagSet("benchhandoff", flag.ContinueOnError)
 	var cells string
-	flag.StringVar(&b.options.Program, "cloudlet", "build/cloudlet", "the program")
-	flag.StringVar(&b.options.GuestDir, "guest", "build/guest", "folder of the test guest, which is built if missing")
-	flag.StringVar(&b.options.Dir, "dir", "build/handoff", "folder to work in; the base is kept there")
-	flag.IntVar(&b.options.MemoryMiB, "memory", 512, "MiB of the guest's memory")
-	flag.StringVar(&b.out, "o", "build/bench-handoff.json", "file for the results")
-	flag.StringVar(&b.publish, "publish", "", "root of the project, to put the figures into its documents")
-	flag.StringVar(&cells, "cells", strings.Join(cellNames(), ","), "cells to measure: MiB of residue, what the guest does, link")
-	flag.IntVar(&b.rounds, "rounds", 3, "rounds of measuring, every cell of a link once in each")
-	flag.DurationVar(&b.bound, "bound", 5*time.Minute, "when a measurement is given up")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := b.choose(cells)
-	if err == nil {
-		err = b.run(ctx)
+	f.StringVar(&b.options.Program, "cloudlet", "build/cloudlet", "the program")
+	f.StringVar(&b.options.GuestDir, "guest", "build/guest", "folder of the test guest, which is built if missing")
+	f.StringVar(&b.options.Dir, "dir", "build/handoff", "folder to work in; the base is kept there")
+	f.IntVar(&b.options.MemoryMiB, "memory", 512, "MiB of the guest's memory")
+	f.StringVar(&b.out, "o", "build/bench-handoff.json", "file for the results")
+	f.StringVar(&b.publish, "publish", "", "root of the project, to put the figures into its documents")
+	f.StringVar(&cells, "cells", strings.Join(cellNames(), ","), "cells to measure: MiB of residue, what the guest does, link")
+	f.IntVar(&b.rounds, "rounds", 3, "rounds of measuring, every cell of a link once in each")
+	f.DurationVar(&b.bound, "bound", 5*time.Minute, "when a measurement is given up")
+	if err := figures.Parse(f, args); err != nil {
+		return err
 	}
-	stop()
-	switch {
-	case errors.Is(err, errMissed):
-		os.Exit(1)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "benchhandoff:", err)
-		os.Exit(2)
+	if err := b.choose(cells); err != nil {
+		return err
 	}
+	return b.run(ctx)
 }

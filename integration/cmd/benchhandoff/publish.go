@@ -2,22 +2,11 @@ package main
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
-
-	"cloudlet/integration/figures"
 )
 
-// tableName is that of the table in the README.
+// tableName is that of the table in the README, and of the file in docs.
 const tableName = "bench-handoff"
-
-func readme(root string) string { return filepath.Join(root, "README.md") }
-
-// checkReadme sees before anything is measured that the table has a place.
-func checkReadme(root string) error {
-	_, err := figures.Table(readme(root), tableName)
-	return err
-}
 
 // markdown is the table as it stands in the README.
 func (r *results) markdown() string {

@@ -1,17 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"cloudlet/integration/figures"
 )
-
-var errMissed = errors.New("a target was missed")
 
 // The targets.
 const (
@@ -168,15 +163,13 @@ func (b *bench) report() error {
 	}
 	fmt.Printf("figures: %s\n", b.out)
 	if b.publish != "" {
-		docs := filepath.Join(b.publish, "docs")
-		err := errors.Join(os.MkdirAll(docs, 0o755), figures.WriteJSON(filepath.Join(docs, "bench-handoff.json"), &b.r),
-			figures.PutTable(readme(b.publish), tableName, b.r.markdown()))
-		if err != nil {
+		p := figures.Publication{Name: tableName, Results: &b.r, Table: b.r.markdown()}
+		if err := p.Put(b.publish); err != nil {
 			return err
 		}
 	}
 	if missed {
-		return errMissed
+		return figures.ErrMissed
 	}
 	return nil
 }

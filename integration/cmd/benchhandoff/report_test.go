@@ -155,11 +155,11 @@ func TestSplit(t *testing.T) {
 func TestPublish(t *testing.T) {
 	root := t.TempDir()
 	b := bench{r: *good(), out: filepath.Join(root, "out.json"), publish: root}
-	require.Error(t, checkReadme(root))
-	require.NoError(t, os.WriteFile(readme(root), []byte("a\n<!-- bench-handoff: begin -->\n<!-- bench-handoff: end -->\nb\n"), 0o644))
-	require.NoError(t, checkReadme(root))
+	require.Error(t, figures.HasTable(figures.Readme(root), tableName))
+	require.NoError(t, os.WriteFile(figures.Readme(root), []byte("a\n<!-- bench-handoff: begin -->\n<!-- bench-handoff: end -->\nb\n"), 0o644))
+	require.NoError(t, figures.HasTable(figures.Readme(root), tableName))
 	require.NoError(t, b.report())
-	text, err := os.ReadFile(readme(root))
+	text, err := os.ReadFile(figures.Readme(root))
 	require.NoError(t, err)
 	require.Contains(t, string(text), b.r.markdown())
 	published, err := os.ReadFile(filepath.Join(root, "docs", "bench-handoff.json"))
@@ -168,5 +168,5 @@ func TestPublish(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, measured, published)
 	find(&b.r, "128-idle-38m").HandoffCut = true
-	require.ErrorIs(t, b.report(), errMissed)
+	require.ErrorIs(t, b.report(), figures.ErrMissed)
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cloudlet/integration/demoguest"
+	"cloudlet/integration/figures"
 	"cloudlet/integration/link"
 )
 
@@ -52,7 +53,7 @@ func (b *bench) choose(links, ways string) error {
 
 func (b *bench) run(ctx context.Context) (err error) {
 	if b.publish != "" {
-		if err := checkReadme(b.publish); err != nil {
+		if err := figures.HasTable(figures.Readme(b.publish), tableName); err != nil {
 			return err
 		}
 	}

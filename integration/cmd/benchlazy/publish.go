@@ -1,32 +1,18 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"cloudlet/integration/figures"
 )
 
-// tableName is that of the table in the README.
+// tableName is that of the table in the README, and of the files in docs.
 const tableName = "bench-lazy"
-
-func readme(root string) string { return filepath.Join(root, "README.md") }
-
-// checkReadme sees before anything is measured that the table has a place.
-func checkReadme(root string) error {
-	_, err := figures.Table(readme(root), tableName)
-	return err
-}
 
 // put puts table, figures and picture into the documents of the project.
 func (r *results) put(root string) error {
-	docs := filepath.Join(root, "docs")
-	return errors.Join(os.MkdirAll(docs, 0o755), figures.WriteJSON(filepath.Join(docs, "bench-lazy.json"), r),
-		os.WriteFile(filepath.Join(docs, "bench-lazy.svg"), []byte(picture(r)), 0o644),
-		figures.PutTable(readme(root), tableName, r.markdown()))
+	return figures.Publication{Name: tableName, Results: r, Picture: picture(r), Table: r.markdown()}.Put(root)
 }
 
 // markdown is the table as it stands in the README.

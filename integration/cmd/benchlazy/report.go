@@ -12,8 +12,6 @@ import (
 	"cloudlet/integration/figures"
 )
 
-var errMissed = errors.New("a target was missed")
-
 // The targets.
 const (
 	aboveFloor   = 0.4 // seconds, for the first instance of an overlay without a profile
@@ -189,7 +187,7 @@ func (b *bench) report() error {
 		}
 	}
 	if missed {
-		return errMissed
+		return figures.ErrMissed
 	}
 	return nil
 }

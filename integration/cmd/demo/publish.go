@@ -1,10 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -17,15 +14,8 @@ const tableName = "demo"
 
 // publish puts figures, picture and table of a demo into the project's documents.
 func publish(root string, d *demo, r *results) error {
-	docs := filepath.Join(root, "docs")
-	if err := os.MkdirAll(docs, 0o755); err != nil {
-		return err
-	}
-	err := errors.Join(figures.WriteJSON(filepath.Join(docs, "demo.json"), r), os.WriteFile(filepath.Join(docs, "demo.svg"), []byte(picture(d.rows(), r)), 0o644))
-	if err != nil {
-		return err
-	}
-	return figures.PutTable(filepath.Join(root, "README.md"), tableName, markdown(d.rows(), r))
+	rows := d.rows()
+	return figures.Publication{Name: tableName, Results: r, Picture: picture(rows, r), Table: markdown(rows, r)}.Put(root)
 }
 
 // markdown is the table of a demo as it stands in the README.

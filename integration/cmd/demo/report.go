@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"html"
 	"os"
@@ -12,8 +11,6 @@ import (
 
 	"cloudlet/integration/figures"
 )
-
-var errMissed = errors.New("a target was missed")
 
 // results are the figures of a demo: medians in seconds, sizes in bytes, and all values.
 type results struct {
@@ -85,7 +82,7 @@ func (d *demo) report(ctx context.Context, r *results) error {
 		}
 	}
 	if missed {
-		return errMissed
+		return figures.ErrMissed
 	}
 	return nil
 }

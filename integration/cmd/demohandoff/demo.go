@@ -53,7 +53,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil && !errors.Is(err, errMissed) {
+		if err != nil && !errors.Is(err, figures.ErrMissed) {
 			d.r.Failure = err.Error()
 			err = errors.Join(err, figures.WriteJSON(d.out, d.r))
 		}

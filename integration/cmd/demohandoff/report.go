@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -9,8 +8,6 @@ import (
 	"cloudlet/integration/appclient"
 	"cloudlet/integration/figures"
 )
-
-var errMissed = errors.New("a target was missed")
 
 // results are the figures of a demo: times in seconds, sizes in bytes.
 type results struct {
@@ -93,7 +90,7 @@ func (d *demo) report() error {
 	}
 	fmt.Printf("figures: %s\n", d.out)
 	if missed {
-		return errMissed
+		return figures.ErrMissed
 	}
 	return nil
 }

@@ -7,27 +7,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"cloudlet/integration/demoguest"
+	"cloudlet/integration/figures"
 	"cloudlet/integration/launches"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stderr)
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "guests:", err)
-		os.Exit(2)
-	}
-}
+func main() { figures.Main("guests", run) }
 
 const help = `usage: guests [flags] [APPLICATION...]
 
@@ -52,20 +39,19 @@ a Debian mirror once.
 
 `
 
-func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
+func run(ctx context.Context, args []string) (err error) {
 	var options demoguest.Options
 	flags := flag.NewFlagSet("guests", flag.ContinueOnError)
-	flags.SetOutput(stderr)
 	flags.StringVar(&options.Program, "cloudlet", "build/cloudlet", "the program")
 	flags.StringVar(&options.GuestDir, "guest", "build/appguest", "folder of the guest, which is built if missing")
 	flags.StringVar(&options.Dir, "dir", "build/demo", "the demo's folder, whose base and store are used")
 	out := flags.String("o", "build", "folder for the folders of the applications")
 	flags.Usage = func() {
-		fmt.Fprint(stderr, help)
+		fmt.Fprint(flags.Output(), help)
 		for _, a := range launches.Applications() {
-			fmt.Fprintf(stderr, "  %-5s %s\n", a.Name, a.About)
+			fmt.Fprintf(flags.Output(), "  %-5s %s\n", a.Name, a.About)
 		}
-		fmt.Fprint(stderr, more)
+		fmt.Fprint(flags.Output(), more)
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
