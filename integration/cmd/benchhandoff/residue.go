@@ -90,13 +90,8 @@ func changedDisk(path, launch string, z *zstd) (n int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	a, b := make([]byte, batch), make([]byte, batch)
 	for off := int64(0); off < info.Size(); off += batch {
-		size := min(batch, info.Size()-off)
-		if err := errors.Join(readAt(now, a[:size], off), readAt(old, b[:size], off)); err != nil {
-			return n, err
-		}
-		changed, err := z.changed(a[:size], b[:size])
+		changed, err := z.changedAt(position{now, off}, position{old, off}, min(batch, info.Size()-off))
 		n += changed
 		if err != nil {
 			return n, err
@@ -156,7 +151,7 @@ func changedMemory(pid int, path string, z *zstd) (n int64, err error) {
 		defer files[i].Close()
 	}
 	pagemap, mem, launch := files[0], files[1], files[2]
-	a, b, bits := make([]byte, batch), make([]byte, batch), make([]byte, batch/pageSize*8)
+	bits := make([]byte, batch/pageSize*8)
 	for _, m := range list {
 		for at := m.begin; at < m.end; at += batch {
 			pages := min(batch, m.end-at) / pageSize
@@ -172,11 +167,8 @@ func changedMemory(pid int, path string, z *zstd) (n int64, err error) {
 					i++
 					continue
 				}
-				size := (i - first) * pageSize
-				if err := errors.Join(readAt(mem, a[:size], at+first*pageSize), readAt(launch, b[:size], m.off+at-m.begin+first*pageSize)); err != nil {
-					return n, err
-				}
-				changed, err := z.changed(a[:size], b[:size])
+				from := at + first*pageSize
+				changed, err := z.changedAt(position{mem, from}, position{launch, m.off + from - m.begin}, (i-first)*pageSize)
 				n += changed
 				if err != nil {
 					return n, err
@@ -202,6 +194,8 @@ type zstd struct {
 	stderr bytes.Buffer
 	plain  int64
 	zero   int64
+
+	now, old [batch]byte // what is compared
 }
 
 type counter struct{ n int64 }
@@ -218,6 +212,21 @@ func startZstd(ctx context.Context) (z *zstd, err error) {
 		return nil, err
 	}
 	return z, z.cmd.Start()
+}
+
+// position is where in a file something stands.
+type position struct {
+	file *os.File
+	off  int64
+}
+
+// changedAt reads size bytes, at most a batch, at both positions and does as changed does.
+func (z *zstd) changedAt(now, old position, size int64) (int64, error) {
+	a, b := z.now[:size], z.old[:size]
+	if err := errors.Join(readAt(now.file, a, now.off), readAt(old.file, b, old.off)); err != nil {
+		return 0, err
+	}
+	return z.changed(a, b)
 }
 
 // changed compresses the pages of now that differ from old, both of whole pages, apart from
