@@ -44,6 +44,7 @@ var outside = map[string]string{
 	"github.com/klauspost/compress": "overlay",
 	"github.com/spf13":              "cmd",
 	"gonum.org/v1/plot":             "cmd/overlaybench",
+	"github.com/google/pprof":       "cmd/overlaybench",
 	"github.com/vbauerster/mpb":     "cmd",
 	"github.com/prometheus":         "api/rest",
 	"github.com/gophercloud":        "integration",

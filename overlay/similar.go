@@ -13,8 +13,7 @@ import (
 // 1997; sampled by content as in Manber, Finding similar files in a large file system, 1994).
 
 const (
-	// sketchSize is the number of hash functions. More find hardly more (0.2 % of an overlay
-	// for 8), fewer less (0.3 % for 3).
+	// sketchSize is the number of hash functions. More find hardly more, fewer less.
 	sketchSize = 4
 	// sketchRun is the length of a run in bytes: what shifts out of a 64-bit hash by 4 bits a
 	// byte.

@@ -28,9 +28,10 @@ type guestResult struct {
 	ID     overlay.Hash  `json:"overlay"`
 	Stats  overlay.Stats `json:"stats"` // of balanced: what the classes hold
 	State  int64         `json:"state_bytes"`
-	Hot    int64         `json:"profile_pages"`
+	Touch  int64         `json:"profile_pages"`
 	Rows   []*row        `json:"strategies"`
 	Rivals []rivalResult `json:"rivals,omitempty"`
+	Hot    []hot         `json:"cpu_profiles,omitempty"` // of balanced
 }
 
 // row are the figures of a variant.
@@ -149,12 +150,17 @@ func (o *options) measure(ctx context.Context, g *guest, variants []variant, nam
 			say("%s: round %d: %s", g.name, round+1, w)
 		}
 	}
+	if res.find(standard) != nil {
+		if res.Hot, err = g.profile(ctx, id); err != nil {
+			return nil, err
+		}
+	}
 	im, err := g.image(ctx, g.plain())
 	if err != nil {
 		return nil, err
 	}
 	m := im.reader.Manifest()
-	res.Stats, res.State, res.Hot = m.Stats, m.Members.State.Size, m.Members.Profile.Decoded/4
+	res.Stats, res.State, res.Touch = m.Stats, m.Members.State.Size, m.Members.Profile.Decoded/4
 	res.derive()
 	return res, im.Close()
 }
@@ -226,10 +232,20 @@ func (w *row) fill(r *response) {
 func (g *guest) made() string { return filepath.Join(g.dir, "made.overlay") }
 
 func (g *guest) create(ctx context.Context, v variant, id overlay.Hash) (*response, error) {
-	q := request{Create: true, Base: g.base, Overlay: g.plain(), Out: g.made(), Strategy: v.Strategy, ByAddress: v.ByAddress, Without: v.Without}
+	q := g.creation(v)
+	return q.make(ctx, id)
+}
+
+// creation asks for the overlay under measurement.
+func (g *guest) creation(v variant) request {
+	return request{Create: true, Base: g.base, Overlay: g.plain(), Out: g.made(), Strategy: v.Strategy, ByAddress: v.ByAddress, Without: v.Without}
+}
+
+// make makes an overlay, which must have the id.
+func (q *request) make(ctx context.Context, id overlay.Hash) (*response, error) {
 	r, err := q.ask(ctx)
 	if err == nil && r.ID != id {
-		err = fmt.Errorf("strategy %s made overlay %.12s of %.12s", v.Strategy, r.ID, id)
+		err = fmt.Errorf("strategy %s made overlay %.12s of %.12s", q.Strategy, r.ID, id)
 	}
 	return r, err
 }

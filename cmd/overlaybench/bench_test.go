@@ -86,10 +86,11 @@ func TestBench(t *testing.T) {
 		require.Positive(t, v.Bytes, v.Name)
 		require.Empty(t, v.Error, v.Name)
 	}
+	require.Len(t, g.Hot, 2)
 	left, err := os.ReadDir(filepath.Join(dir, "one"))
 	require.NoError(t, err)
 	for _, e := range left {
-		require.True(t, e.Name() == "plain.overlay" || strings.HasPrefix(e.Name(), "rivals-"), "%s is left", e.Name())
+		require.True(t, e.Name() == "plain.overlay" || strings.HasSuffix(e.Name(), ".pprof") || strings.HasPrefix(e.Name(), "rivals-"), "%s is left", e.Name())
 	}
 
 	two := o

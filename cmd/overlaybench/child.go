@@ -32,6 +32,7 @@ type request struct {
 	Strategy  string          `json:"strategy,omitempty"`
 	ByAddress bool            `json:"by_address,omitempty"`
 	Without   overlay.Classes `json:"without"`
+	Profile   string          `json:"profile,omitempty"` // file for a CPU profile
 }
 
 // response is what it answers, on its stdout.
@@ -108,8 +109,11 @@ func (q *request) create(ctx context.Context) (_ *response, err error) {
 		profile = []overlay.Addr{}
 	}
 	before, start := cpuTime(), time.Now()
-	made, err := overlay.Repack(ctx, q.Out, im.Image, profile, overlay.CreateOptions{Strategy: s, Without: q.Without})
-	if err != nil {
+	var made *overlay.Created
+	if err := profiled(q.Profile, func() (err error) {
+		made, err = overlay.Repack(ctx, q.Out, im.Image, profile, overlay.CreateOptions{Strategy: s, Without: q.Without})
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	r := &response{Cost: cost{time.Since(start).Seconds(), cpuTime() - before}, ID: made.ID, Size: made.Size, Manifest: made.Manifest}
@@ -148,6 +152,19 @@ func (q *request) decode(ctx context.Context) (_ *response, err error) {
 			return nil, err
 		}
 		*into = cost{time.Since(start).Seconds(), cpuTime() - before}
+	}
+	if q.Profile != "" {
+		const enough = 10 // for samples of 10 ms
+		if err := profiled(q.Profile, func() error {
+			for range enough {
+				if _, err := im.DecodeFrames(ctx); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return nil, err
+		}
 	}
 	r.Peak, err = peakMemory()
 	return r, err

@@ -25,7 +25,6 @@ func publish(root string, r *results) error {
 			return err
 		}
 	}
-	b.WriteString(tried)
 	if err := writeJSON(filepath.Join(docs, "bench-strategies.json"), r); err != nil {
 		return err
 	}
@@ -44,7 +43,8 @@ overlay's id.
 
 How to choose: **balanced** is the default, and what a guest waits for is decoded at its speed.
 **fast** where somebody waits for the overlay to be made, as in a handoff. **small** where the
-link is the slowest part and creating may take minutes. **elijah** is what the seeds of this
+link is the slowest part and creating may take minutes: its cold frames hold 4 MiB, so a page
+that no profile foresaw costs the transfer and decoding of that much. **elijah** is what the seeds of this
 field did, to compare with. Parameters change one thing: ` + "`balanced,delta=dict,level=4`" + `.
 
 Size is frames and index, without device state and touch profile. *vs ref* is a share of the
@@ -52,39 +52,13 @@ reference: each stored page through xdelta3 -9, then all through one xz -9e, whi
 read lazily. *codec saves* and *delta saves* are MiB; a delta that costs more than it saves is
 negative. Speeds are MB of pages a second of processor time, hashes included: *create* of
 modified pages, *decode* of stored ones; *first* also hashes the pages of the base that a delta
-needs, as a fresh mount does. *peak* is the creating process alone.
+needs, as a fresh mount does. *peak* is the creating process, without xz and xdelta3.
 
-`
+CPU profiles stand at the end of each guest. What was done about their first entries: frames of
+an overlay that is packed again are decoded once each, and unmodified pages are compared, not
+hashed, when an overlay is made; what is left is the codec, one SHA-256 of each page, for the
+overlay's id, and one of each frame, which is what lets nothing unverified reach a guest.
 
-// tried is what experiments beside the benchmark have shown.
-const tried = `
-## What else was tried
-
-By experiments that are not kept, on the 189 MB of stored pages of the demo's guest, zstd level 3
-in frames of 64 KiB where nothing else is said, MB of frames:
-
-| | MB |
-|---|--:|
-| similar pages together, each followed by the one that shares most recently met features (as it is) | 67.91 |
-| the same, breadth first | 69.11 |
-| 3, 6, 8 hash functions in a sketch, not 4 | 68.08, 67.82, 67.77 |
-| every page XORed with the base's at its address, then by similarity | 67.69 |
-| only pages that resemble that, those apart and by address (as it is) | 66.69 |
-| the base's pages as a dictionary for those, not XOR | 66.62 |
-| similar pages of the base, at any address, as a dictionary; without XOR | 66.95 |
-
-The last one would need a list of addresses for each frame, and takes five times as long to
-create. zstd -22 in frames of 1 MiB is 3.9 % larger than xz -9e on a sample of an eighth, with
-similar pages of the base as a dictionary 1.6 %; it decodes twenty times faster. xz in frames of
-4 MiB instead of 1 MiB saves 1.7 %.
-
-## Where the time goes
-
-By CPU profiles on the same guest. Create, balanced: the encoder 31 %, SHA-256 of pages 15 %,
-reads of pages 18 %, sketches 8 %, copies 5 %. SHA-256 had 24 % and the rate was 77 to 82 MB/s a
-core before the frames of an overlay that is packed again were decoded once each; now it is 92
-to 112. Decode: zstd's assembly 55 %, SHA-256 of the encoded frames 23 %; nothing else has more
-than 9 %.
 `
 
 // document writes a guest's chapter.
@@ -137,6 +111,12 @@ func (g *guestResult) document(b *strings.Builder) {
 		fmt.Fprint(b, "```\n")
 	}
 	g.paid(b)
+	if len(g.Hot) > 0 {
+		fmt.Fprintf(b, "\nWhere the processor's time goes, by CPU profiles of balanced; decoding is repeated, pages\nof the base are known:\n\n")
+	}
+	for i := range g.Hot {
+		g.Hot[i].document(b)
+	}
 }
 
 // paid tells what each change of balanced saved or cost.
@@ -147,7 +127,7 @@ func (g *guestResult) paid(b *strings.Builder) {
 	}
 	var lost, won []string
 	for _, w := range g.Rows {
-		if w.Factor == "preset" || w.Factor == "deduplication" || w == base {
+		if w.Factor == "preset" || w.Factor == "deduplication" || w.Factor == "small" || w == base {
 			continue
 		}
 		size := 100 * (float64(w.Bytes)/float64(base.Bytes) - 1)

@@ -131,7 +131,7 @@ func (g *guestResult) print(out io.Writer) {
 	m, d := g.Stats.Memory, g.Stats.Disk
 	fmt.Fprintf(out, "\n%s: overlay %.12s, modified pages: %d of memory, %d of disk (%.1f MiB); zero %d, base %d, parent %d, self %d, stored %d (%.1f MiB); device state %.2f MiB; touch profile of %d pages\n\n",
 		g.Name, g.ID, m.Modified, d.Modified, mib((m.Modified+d.Modified)*4096), m.Zero+d.Zero, m.Base+d.Base, m.Parent+d.Parent, m.Self+d.Self,
-		m.Stored+d.Stored, mib((m.Stored+d.Stored)*4096), mib(g.State), g.Hot)
+		m.Stored+d.Stored, mib((m.Stored+d.Stored)*4096), mib(g.State), g.Touch)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "varied\tstrategy\tMiB\tvs ref\tcodec saves\tdelta saves\tcreate s\tcreate MB/s/core\tpeak MiB\tdecode MB/s/core\tfirst\topen ms\t")
 	for _, w := range g.Rows {
@@ -158,6 +158,9 @@ func (g *guestResult) print(out io.Writer) {
 		t.Flush()
 	}
 	fmt.Fprintln(out)
+	for i := range g.Hot {
+		g.Hot[i].document(out)
+	}
 }
 
 // ratio tells bytes as a share of the reference.

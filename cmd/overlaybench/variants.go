@@ -53,6 +53,7 @@ func factors() []variant {
 		list = append(list, variant{Factor: "deduplication", Label: d.label, Strategy: standard, Without: d.off})
 	}
 	one("together", "frame=256K,level=4", "frame=1M,level=4", "order=address,frame=1M", "codec=xz,frame=4M")
+	list = append(list, variant{Factor: "small", Label: "small,frame=1M", Strategy: "small,frame=1M"})
 	return list
 }
 
