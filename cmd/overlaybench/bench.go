@@ -65,8 +65,6 @@ func say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }
 
-func writeJSON(path string, v any) error { return figures.WriteJSON(path, v) }
-
 // results measures, or reads what was measured.
 func (o *options) results(ctx context.Context) (*results, error) {
 	if o.from != "" {
@@ -174,7 +172,7 @@ func (g *guestResult) derive() {
 
 func (w *row) String() string {
 	last := len(w.Create) - 1
-	return fmt.Sprintf("%s (%s): %.2f MiB, created in %.1f s, decoded at %.0f MB/s", w.Label, w.Factor, mib(w.Bytes), w.Create[last].Wall, float64(w.Stored)/1e6/w.Decode[last].CPU)
+	return fmt.Sprintf("%s (%s): %.2f MiB, created in %.1f s, decoded at %.0f MB/s", w.Label, w.Factor, figures.MiB(w.Bytes), w.Create[last].Wall, float64(w.Stored)/1e6/w.Decode[last].CPU)
 }
 
 // round creates and decodes the overlay once.

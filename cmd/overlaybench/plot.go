@@ -12,6 +12,8 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+
+	"cloudlet/integration/figures"
 )
 
 // point is a way to make the launch VM small: its size and how fast it decodes.
@@ -29,11 +31,11 @@ func (g *guestResult) points() (list []point) {
 			continue // makes a larger overlay of the same codec: no choice
 		}
 		s := w.decodeSpeed()
-		list = append(list, point{w.Label, mib(w.Bytes), s.Median, false, s.Least, s.Most})
+		list = append(list, point{w.Label, figures.MiB(w.Bytes), s.Median, false, s.Least, s.Most})
 	}
 	for i := range g.Rivals {
 		if s := g.rivalSpeed(&g.Rivals[i]); s > 0 && g.Rivals[i].Error == "" {
-			list = append(list, point{g.Rivals[i].Name, mib(g.Rivals[i].Bytes), s, true, s, s})
+			list = append(list, point{g.Rivals[i].Name, figures.MiB(g.Rivals[i].Bytes), s, true, s, s})
 		}
 	}
 	return list

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"cloudlet/integration/figures"
 	"cloudlet/overlay"
 )
 
@@ -25,7 +26,7 @@ func publish(root string, r *results) error {
 			return err
 		}
 	}
-	if err := writeJSON(filepath.Join(docs, "bench-strategies.json"), r); err != nil {
+	if err := figures.WriteJSON(filepath.Join(docs, "bench-strategies.json"), r); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(docs, "strategies.md"), []byte(b.String()), 0o644)
@@ -82,8 +83,8 @@ func (g *guestResult) document(b *strings.Builder) {
 		if slices.ContainsFunc(best, func(p point) bool { return p.label == w.Label }) {
 			label = "**" + label + "**"
 		}
-		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %.0f | %.1f |\n", w.Factor, label, mib(w.Bytes), g.ratio(w.Bytes), mib(w.Saved.Codec), mib(w.Saved.Delta),
-			w.createWall().format(1), w.createSpeed().Median, mib(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*w.openTime().Median)
+		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.2f | %.2f | %s | %.0f | %.0f | %s | %.0f | %.1f |\n", w.Factor, label, figures.MiB(w.Bytes), g.ratio(w.Bytes), figures.MiB(w.Saved.Codec), figures.MiB(w.Saved.Delta),
+			w.createWall().format(1), w.createSpeed().Median, figures.MiB(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*w.openTime().Median)
 	}
 	if len(g.Rows) > 0 {
 		fmt.Fprint(b, "\nBold: on the Pareto front, where no other strategy is both smaller and faster to decode.\n")
@@ -101,7 +102,7 @@ func (g *guestResult) document(b *strings.Builder) {
 		if s := g.rivalSpeed(v); s > 0 {
 			speed = fmt.Sprintf("%.0f", s)
 		}
-		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.0f | %s |\n", v.Name, v.Text, mib(v.Bytes), g.ratio(v.Bytes), v.Create.CPU, speed)
+		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.0f | %s |\n", v.Name, v.Text, figures.MiB(v.Bytes), g.ratio(v.Bytes), v.Create.CPU, speed)
 	}
 	if list := g.targets(); len(list) > 0 {
 		fmt.Fprint(b, "\n```\n")

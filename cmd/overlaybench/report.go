@@ -15,8 +15,6 @@ import (
 	"cloudlet/integration/figures"
 )
 
-func mib(n int64) float64 { return figures.MiB(n) }
-
 // spread are the median and the ends of some measurements.
 type spread struct{ Median, Least, Most float64 }
 
@@ -130,14 +128,14 @@ func (o *options) report(r *results) error {
 func (g *guestResult) print(out io.Writer) {
 	m, d := g.Stats.Memory, g.Stats.Disk
 	fmt.Fprintf(out, "\n%s: overlay %.12s, modified pages: %d of memory, %d of disk (%.1f MiB); zero %d, base %d, parent %d, self %d, stored %d (%.1f MiB); device state %.2f MiB; touch profile of %d pages\n\n",
-		g.Name, g.ID, m.Modified, d.Modified, mib((m.Modified+d.Modified)*4096), m.Zero+d.Zero, m.Base+d.Base, m.Parent+d.Parent, m.Self+d.Self,
-		m.Stored+d.Stored, mib((m.Stored+d.Stored)*4096), mib(g.State), g.Touch)
+		g.Name, g.ID, m.Modified, d.Modified, figures.MiB((m.Modified+d.Modified)*4096), m.Zero+d.Zero, m.Base+d.Base, m.Parent+d.Parent, m.Self+d.Self,
+		m.Stored+d.Stored, figures.MiB((m.Stored+d.Stored)*4096), figures.MiB(g.State), g.Touch)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "varied\tstrategy\tMiB\tvs ref\tcodec saves\tdelta saves\tcreate s\tcreate MB/s/core\tpeak MiB\tdecode MB/s/core\tfirst\topen ms\t")
 	for _, w := range g.Rows {
 		open := w.openTime()
-		fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t%.1f\t%.1f\t%s\t%.0f\t%.0f\t%s\t%.0f\t%.1f\t\n", w.Factor, w.Label, mib(w.Bytes), g.ratio(w.Bytes), mib(w.Saved.Codec), mib(w.Saved.Delta),
-			w.createWall().format(1), w.createSpeed().Median, mib(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*open.Median)
+		fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t%.1f\t%.1f\t%s\t%.0f\t%.0f\t%s\t%.0f\t%.1f\t\n", w.Factor, w.Label, figures.MiB(w.Bytes), g.ratio(w.Bytes), figures.MiB(w.Saved.Codec), figures.MiB(w.Saved.Delta),
+			w.createWall().format(1), w.createSpeed().Median, figures.MiB(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*open.Median)
 	}
 	t.Flush()
 	if len(g.Rivals) > 0 {
@@ -149,7 +147,7 @@ func (g *guestResult) print(out io.Writer) {
 				fmt.Fprintf(t, "%s\t%s\t%s\n", r.Name, r.Text, r.Error)
 				continue
 			}
-			fmt.Fprintf(t, "%s\t%s\t%.2f MiB\t%s vs ref\tmade in %.0f s (%.0f s of CPU)\t", r.Name, r.Text, mib(r.Bytes), g.ratio(r.Bytes), r.Create.Wall, r.Create.CPU)
+			fmt.Fprintf(t, "%s\t%s\t%.2f MiB\t%s vs ref\tmade in %.0f s (%.0f s of CPU)\t", r.Name, r.Text, figures.MiB(r.Bytes), g.ratio(r.Bytes), r.Create.Wall, r.Create.CPU)
 			if s := g.rivalSpeed(r); s > 0 {
 				fmt.Fprintf(t, "decoded at %.0f MB/s/core", s)
 			}

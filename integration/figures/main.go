@@ -24,13 +24,15 @@ func Main(name string, run func(ctx context.Context, args []string) error) {
 }
 
 func exitCode(name string, err error, stderr io.Writer) int {
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
+	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return 0
-	case errors.Is(err, ErrMissed):
+	}
+	if err.Error() != ErrMissed.Error() { // which the figures have told
+		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+	}
+	if errors.Is(err, ErrMissed) {
 		return 1
 	}
-	fmt.Fprintf(stderr, "%s: %v\n", name, err)
 	return 2
 }
 

@@ -21,6 +21,7 @@ func TestExitCode(t *testing.T) {
 		{"well", nil, 0, ""},
 		{"help", fmt.Errorf("parse: %w", flag.ErrHelp), 0, ""},
 		{"missed", errors.Join(ErrMissed, nil), 1, ""},
+		{"missed, and more", errors.Join(ErrMissed, errors.New("no luck")), 1, "bench: a target was missed\nno luck\n"},
 		{"error", errors.New("no luck"), 2, "bench: no luck\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

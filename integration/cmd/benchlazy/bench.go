@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,9 +28,9 @@ type bench struct {
 	ways                  []way
 
 	*demoguest.Lab
-	packed string // file of the overlay in the store, packed by its profile
-	round  int    // the present one; it chooses the request and the losses
-	r      results
+	files map[string]string // overlays, by the names of ways: packed.overlay is that of the store, packed by its profile
+	round int               // the present one; it chooses the request and the losses
+	r     results
 }
 
 // choose takes the links and ways to measure from lists of names.
@@ -72,8 +73,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.Close(ctx)) }()
-	b.packed = b.Path("state", "overlays", b.Made.Overlay, "overlay")
-	if b.r, err = b.describe(ctx); err != nil {
+	defer func() { err = errors.Join(err, b.unpack()) }()
+	if err := b.pack(ctx); err != nil {
+		return err
+	}
+	if err := b.describe(ctx); err != nil {
 		return err
 	}
 	if err := b.measure(ctx); err != nil {
@@ -126,7 +130,7 @@ func (b *bench) once(ctx context.Context, n network, w way) (err error) {
 	if c.Cut {
 		return nil
 	}
-	warm := []string{b.Path("state", "bases"), b.packed, b.Path("app.overlay"), b.Path("eager")}
+	warm := slices.AppendSeq([]string{b.Path("state", "bases"), b.Path("eager")}, maps.Values(b.files))
 	if w.name == floor {
 		warm = []string{b.Path("plain")}
 	}
@@ -138,7 +142,7 @@ func (b *bench) once(ctx context.Context, n network, w way) (err error) {
 		if err := b.forgetFrames(); err != nil {
 			return err
 		}
-		files := map[string]string{"packed.overlay": b.packed, "app.overlay": b.Path("app.overlay")}
+		files := maps.Clone(b.files)
 		for _, name := range demoguest.Images {
 			files[name+".xz"] = b.Path("eager", name)
 		}

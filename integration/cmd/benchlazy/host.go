@@ -10,29 +10,30 @@ import (
 	"cloudlet/integration/figures"
 )
 
-// describe returns results without measurements: the machine, the sizes.
-func (b *bench) describe(ctx context.Context) (r results, err error) {
-	r = results{Rounds: b.rounds, Bound: b.bound.Seconds(), EagerBytes: b.Made.EagerBytes}
-	for path, size := range map[string]*int64{b.packed: &r.OverlayBytes, b.Path("app.overlay"): &r.PlainBytes} {
-		info, err := os.Stat(path)
+// describe sets what is known before the measurements: the machine, the sizes.
+func (b *bench) describe(ctx context.Context) (err error) {
+	r := &b.r
+	r.Rounds, r.Bound, r.EagerBytes = b.rounds, b.bound.Seconds(), b.Made.EagerBytes
+	for name, size := range map[string]*int64{"packed.overlay": &r.OverlayBytes, "app.overlay": &r.PlainBytes} {
+		info, err := os.Stat(b.files[name])
 		if err != nil {
-			return r, err
+			return err
 		}
 		*size = info.Size()
 	}
-	if r.IndexBytes, err = indexSize(b.packed); err != nil {
-		return r, err
+	if r.IndexBytes, err = indexSize(b.files["packed.overlay"]); err != nil {
+		return err
 	}
 	h, err := b.QEMU().Probe(ctx)
 	if err != nil {
-		return r, err
+		return err
 	}
 	host, err := figures.Host()
 	if err != nil {
-		return r, err
+		return err
 	}
 	r.Host = fmt.Sprintf("%s, QEMU %s with %s", host, h.QEMU, b.Machine.Accelerator)
-	return r, nil
+	return nil
 }
 
 // indexSize returns the bytes of an overlay's index.

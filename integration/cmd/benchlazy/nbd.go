@@ -109,7 +109,7 @@ func (b *bench) packDisk(ctx context.Context) error {
 // diskReads returns offsets of pages: those of the profile, then some of those in which the
 // launch VM's disk differs from the base's, at even distances.
 func (b *bench) diskReads(ctx context.Context) (reads []int64, err error) {
-	profile, err := readProfile(ctx, b.packed)
+	profile, err := readProfile(ctx, b.files["packed.overlay"])
 	if err != nil {
 		return nil, err
 	}
@@ -178,14 +178,14 @@ func differing(one, other string) (offsets []int64, err error) {
 
 // readOver times run over a link of its own.
 func (b *bench) readOver(ctx context.Context, n network, reads []int64, run func(context.Context, string, []int64) error) (took time.Duration, came int64, err error) {
-	warm := []string{b.Path("state", "bases"), b.packed, b.Path("nbd")}
+	warm := []string{b.Path("state", "bases"), b.files["packed.overlay"], b.Path("nbd")}
 	if err := demoguest.SetCache(warm); err != nil {
 		return 0, 0, err
 	}
 	if err := b.forgetFrames(); err != nil {
 		return 0, 0, err
 	}
-	r, err := serveOver(n, 0, map[string]string{"packed.overlay": b.packed, "disk.xz": b.Path("nbd", "disk.xz")})
+	r, err := serveOver(n, 0, map[string]string{"packed.overlay": b.files["packed.overlay"], "disk.xz": b.Path("nbd", "disk.xz")})
 	if err != nil {
 		return 0, 0, err
 	}

@@ -29,7 +29,7 @@ func picture(r *results) string {
 	y := 60
 	for _, n := range networks() {
 		header := false
-		for _, w := range allWays() {
+		for _, w := range r.ways() {
 			c := r.find(n.name, w.name)
 			if c == nil {
 				continue

@@ -20,7 +20,7 @@ func (r *results) markdown() string {
 	var b strings.Builder
 	b.WriteString("| link | way | first response, s | MiB before it | complete, s | waits of the guest: count, p50, p99, over 10 ms |\n|---|---|---|---|---|---|\n")
 	for _, n := range networks() {
-		for _, w := range allWays() {
+		for _, w := range r.ways() {
 			if c := r.find(n.name, w.name); c != nil {
 				fmt.Fprintf(&b, "| %s | %s | %s |\n", n.text, w.text, strings.Join(r.columns(c), " | "))
 			}

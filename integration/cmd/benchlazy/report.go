@@ -25,16 +25,20 @@ const (
 
 // results are the figures of a run.
 type results struct {
-	Host         string  `json:"host"`
-	Rounds       int     `json:"rounds"`
-	Bound        float64 `json:"given_up_after_s"`
-	OverlayBytes int64   `json:"overlay_bytes"` // packed by its profile
-	PlainBytes   int64   `json:"overlay_without_profile_bytes"`
-	EagerBytes   int64   `json:"eager_bytes"`
-	IndexBytes   int64   `json:"index_bytes"` // of the overlay
-	Cells        []*cell `json:"cells"`
-	Peer         []peer  `json:"disk_peer,omitempty"`
+	Host         string   `json:"host"`
+	Rounds       int      `json:"rounds"`
+	Strategies   []string `json:"strategies,omitempty"` // beside that of the demo
+	Bound        float64  `json:"given_up_after_s"`
+	OverlayBytes int64    `json:"overlay_bytes"` // packed by its profile
+	PlainBytes   int64    `json:"overlay_without_profile_bytes"`
+	EagerBytes   int64    `json:"eager_bytes"`
+	IndexBytes   int64    `json:"index_bytes"` // of the overlay
+	Cells        []*cell  `json:"cells"`
+	Peer         []peer   `json:"disk_peer,omitempty"`
 }
+
+// ways are those that there may be results of.
+func (r *results) ways() []way { return append(allWays(), strategyWays(r.Strategies)...) }
 
 // cell is a way over a link.
 type cell struct {
@@ -197,7 +201,7 @@ func (r *results) print() {
 	fmt.Printf("\n%s\noverlay %.1f MiB (%.1f MiB before its profile), eager's files %.1f MiB\n", r.Host, figures.MiB(r.OverlayBytes), figures.MiB(r.PlainBytes), figures.MiB(r.EagerBytes))
 	for _, n := range networks() {
 		header := false
-		for _, w := range allWays() {
+		for _, w := range r.ways() {
 			c := r.find(n.name, w.name)
 			if c == nil {
 				continue

@@ -60,10 +60,10 @@ func (w way) over(n network) bool { return n.name == local || w.file != "" }
 
 // local returns what to ask for on this host.
 func (w way) local(b *bench) string {
-	if w.file == "app.overlay" {
-		return b.Path("app.overlay")
+	if w.file == "" || w.file == "packed.overlay" {
+		return b.Made.Overlay
 	}
-	return b.Made.Overlay
+	return b.files[w.file]
 }
 
 // attempt is one measurement under way.
