@@ -21,6 +21,8 @@ require (
 	golang.org/x/sys v0.49.0
 	golang.org/x/term v0.47.0
 	gonum.org/v1/plot v0.17.0
+	libvirt.org/go/libvirt v1.11002.0
+	libvirt.org/go/libvirtxml v1.11002.0
 )
 
 require (

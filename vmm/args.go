@@ -58,6 +58,7 @@ type line struct {
 	shared     bool
 	disk       string // absolute path, or the name of a file in the VM's folder
 	diskFormat string
+	backing    string // raw image below the disk, "" if there is none
 	kernel     string
 	initrd     string
 	forwards   []Forward

@@ -101,7 +101,7 @@ type pair struct {
 
 // rig resumes and captures VMs of the test guest.
 type rig struct {
-	q              *QEMU
+	q              hypervisor
 	machine        Machine
 	kernel, initrd string
 }
@@ -262,13 +262,14 @@ func activeLayer(t *testing.T, vm *VM) string {
 	t.Helper()
 	var blocks []struct {
 		Device   string `json:"device"`
+		QDev     string `json:"qdev"`
 		Inserted struct {
 			File string `json:"file"`
 		} `json:"inserted"`
 	}
 	require.NoError(t, vm.Monitor(t.Context(), "query-block", nil, &blocks))
 	for _, b := range blocks {
-		if b.Device == diskID {
+		if b.Device == diskID || strings.Contains(b.QDev, aliasPrefix+diskID) {
 			return filepath.Base(b.Inserted.File)
 		}
 	}
@@ -313,7 +314,9 @@ func requireNoHugePages(t *testing.T, vm *VM) {
 }
 
 // A VM that was left stopped by a capture whose process was killed runs again once adopted.
-func TestAdoptAfterKilledCapture(t *testing.T) {
+func TestAdoptAfterKilledCapture(t *testing.T) { onDrivers(t, testAdoptAfterKilledCapture) }
+
+func testAdoptAfterKilledCapture(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	r, disk := newRig(t)
 	base := newPair(t)
 	copyTo(t, base.disk, disk)
@@ -321,7 +324,7 @@ func TestAdoptAfterKilledCapture(t *testing.T) {
 	require.NoError(t, vm.SaveBase(t.Context(), base.state))
 	vm = r.resume(t, base)
 	// What a capture does before it is killed, the lock free afterwards.
-	require.NoError(t, r.q.createLayer(t.Context(), filepath.Join(vm.Dir(), layerName(1)), topLayer, "qcow2", vm.info.DiskSize))
+	require.NoError(t, r.q.createLayer(t.Context(), filepath.Join(vm.Dir(), layerName(1)), vm.file(topLayer), "qcow2", vm.info.DiskSize))
 	require.NoError(t, writeJSON(vm.Dir(), stoppedFile, struct{}{}))
 	require.NoError(t, vm.monitor(t.Context(), func(c *qmp) error {
 		if err := c.execute(t.Context(), "stop", nil, nil); err != nil {
@@ -354,7 +357,9 @@ func TestAdoptAfterKilledCapture(t *testing.T) {
 }
 
 // A capture that is given up at any moment leaves the VM running and no file.
-func TestCaptureCancelled(t *testing.T) {
+func TestCaptureCancelled(t *testing.T) { onDrivers(t, testCaptureCancelled) }
+
+func testCaptureCancelled(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	r, disk := newRig(t)
 	base := newPair(t)
 	copyTo(t, base.disk, disk)
@@ -384,7 +389,9 @@ func TestCaptureCancelled(t *testing.T) {
 	}
 }
 
-func TestCycle(t *testing.T) {
+func TestCycle(t *testing.T) { onDrivers(t, testCycle) }
+
+func testCycle(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	r, disk := newRig(t)
 	base := newPair(t)
 	copyTo(t, base.disk, disk)

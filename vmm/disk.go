@@ -36,13 +36,23 @@ func layerNames(dir string) ([]string, error) {
 	return out, nil
 }
 
+// nodePrefix begins the names of the nodes of layers, where a node must have a name.
+const nodePrefix = "cloudlet-"
+
 // freeze makes the layer that the VM writes to immutable: it goes on in another one, which
 // exists already.
 func freeze(ctx context.Context, c *qmp, layer string) error {
-	err := c.execute(ctx, "blockdev-snapshot-sync", map[string]any{
-		"device": diskID, "snapshot-file": layer, "format": "qcow2", "mode": "existing",
-	}, nil)
-	if err != nil {
+	args := map[string]any{"snapshot-file": c.file(layer), "format": "qcow2", "mode": "existing"}
+	if c.folder == "" {
+		args["device"] = diskID
+	} else {
+		disk, err := findDisk(ctx, c)
+		if err != nil {
+			return err
+		}
+		args["node-name"], args["snapshot-node-name"] = disk.node, nodePrefix+layer
+	}
+	if err := c.execute(ctx, "blockdev-snapshot-sync", args, nil); err != nil {
 		return fmt.Errorf("freeze disk layer: %w", err)
 	}
 	return nil
@@ -54,31 +64,46 @@ type stackImage struct {
 	Backing  *stackImage `json:"backing-image"`
 }
 
-// diskStack returns the names of the files that the VM's disk consists of, the one it writes
-// to first.
-func diskStack(ctx context.Context, c *qmp) ([]string, error) {
+// diskState is the VM's disk as the monitor shows it.
+type diskState struct {
+	node  string   // name of the node written to
+	stack []string // names of the files that the disk consists of, the one written to first
+}
+
+// findDisk finds the VM's disk: by the name of its drive, or by that of its device where it has
+// nodes only, as under libvirt.
+func findDisk(ctx context.Context, c *qmp) (diskState, error) {
 	var blocks []struct {
 		Device   string `json:"device"`
+		QDev     string `json:"qdev"`
 		Inserted struct {
+			Node  string      `json:"node-name"`
 			Image *stackImage `json:"image"`
 		} `json:"inserted"`
 	}
 	if err := c.execute(ctx, "query-block", nil, &blocks); err != nil {
-		return nil, err
+		return diskState{}, err
 	}
 	for _, b := range blocks {
-		if b.Device != diskID {
+		if b.Device != diskID && !strings.Contains(b.QDev, "/"+aliasPrefix+diskID+"/") {
 			continue
 		}
-		var out []string
+		d := diskState{node: b.Inserted.Node}
 		for image := b.Inserted.Image; image != nil; image = image.Backing {
-			out = append(out, filepath.Base(image.Filename))
+			d.stack = append(d.stack, filepath.Base(image.Filename))
 		}
-		if len(out) > 0 {
-			return out, nil
+		if len(d.stack) > 0 {
+			return d, nil
 		}
 	}
-	return nil, fmt.Errorf("find disk layers: the monitor does not list %s", diskID)
+	return diskState{}, fmt.Errorf("find disk layers: the monitor does not list %s", diskID)
+}
+
+// diskStack returns the names of the files that the VM's disk consists of, the one it writes
+// to first.
+func diskStack(ctx context.Context, c *qmp) ([]string, error) {
+	d, err := findDisk(ctx, c)
+	return d.stack, err
 }
 
 // commitJob is the id of the job that commits a layer.
@@ -92,19 +117,22 @@ func commit(ctx context.Context, c *qmp, dir, top, base string) error {
 		if err := commitEnd(ctx, c); err != nil {
 			return fmt.Errorf("merge disk layer %s: %w", top, err)
 		}
-		stack, err := diskStack(ctx, c)
+		disk, err := findDisk(ctx, c)
 		if err != nil {
 			return err
 		}
-		if !slices.Contains(stack, top) {
+		if !slices.Contains(disk.stack, top) {
 			return removeLayer(dir, top)
 		}
 		if try > 0 {
 			break
 		}
-		args := map[string]any{"job-id": commitJob, "device": diskID, "base": base}
-		if top != stack[0] {
-			args["top"] = top
+		args := map[string]any{"job-id": commitJob, "device": diskID, "base": c.file(base)}
+		if c.folder != "" {
+			args["device"] = disk.node
+		}
+		if top != disk.stack[0] {
+			args["top"] = c.file(top)
 		}
 		if err := beginCommit(ctx, c, args); err != nil {
 			return fmt.Errorf("merge disk layer %s: %w", top, err)

@@ -41,19 +41,7 @@ func (vm *VM) Wait(ctx context.Context) (Exit, error) {
 	if err := vm.procs.QEMU.wait(ctx); err != nil {
 		return Exit{}, fmt.Errorf("wait for VM: %w", err)
 	}
-	limit, cancel := context.WithTimeout(ctx, recordGrace)
-	defer cancel()
-	err := vm.procs.Launcher.wait(limit)
-	if vm.reaped != nil && err == nil {
-		select {
-		case <-vm.reaped:
-		case <-limit.Done():
-		}
-	}
-	if ctx.Err() != nil {
-		return Exit{}, fmt.Errorf("wait for VM: %w", ctx.Err())
-	}
-	return vm.exit()
+	return vm.driver().exit(ctx, vm)
 }
 
 // exit reads how the VM ended from its folder.
@@ -95,6 +83,8 @@ func exitOf(rec exitRecord, want ending) Exit {
 	e := Exit{At: rec.At, Code: rec.Code, Signal: rec.Signal, Stderr: rec.Stderr}
 	lastLine := rec.Stderr[strings.LastIndexByte(rec.Stderr, '\n')+1:]
 	switch {
+	case rec.Reason != "":
+		e.Reason = rec.Reason
 	case rec.Error != "":
 		e.Reason = "QEMU was not started: " + rec.Error
 	case rec.Signal == "SIGKILL" && want.Verb != "":

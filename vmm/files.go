@@ -28,6 +28,8 @@ const (
 	resumeState  = "resume.state"
 	xenState     = "capture.xen"
 	topLayer     = "disk.0.qcow2"
+	monitorLock  = "monitor.lock"
+	saveFile     = "resume.img"
 )
 
 // maxJSON bounds the JSON files of a VM's folder in bytes.

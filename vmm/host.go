@@ -35,6 +35,23 @@ type QEMU struct {
 
 	mu    sync.Mutex
 	probe map[string]Host // by binary, size and time of change
+
+	conns connections // to libvirt, for its VMs
+}
+
+// Close ends the connections that were made for VMs of libvirt. It waits for calls under way.
+func (q *QEMU) Close() error { return q.conns.close() }
+
+// Account returns whom QEMU runs as: this process's user.
+func (q *QEMU) Account(context.Context) (Account, error) { return own(), nil }
+
+// Examine looks whether VMs can be run, beyond what Probe says.
+func (q *QEMU) Examine(context.Context) []Finding { return nil }
+
+// Watch waits for the end of ctx: nobody ends or stops our VMs but through QEMU.
+func (q *QEMU) Watch(ctx context.Context, _ func(Event)) error {
+	<-ctx.Done()
+	return nil
 }
 
 // Host is what a host offers to VMs.

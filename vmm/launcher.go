@@ -34,7 +34,8 @@ type exitRecord struct {
 	Code   int       `json:"code"`
 	Signal string    `json:"signal,omitempty"`
 	Stderr string    `json:"stderr,omitempty"`
-	Error  string    `json:"error,omitempty"` // QEMU was not started
+	Error  string    `json:"error,omitempty"`  // QEMU was not started
+	Reason string    `json:"reason,omitempty"` // of libvirt, in a sentence
 }
 
 const (

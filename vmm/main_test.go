@@ -14,6 +14,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "launcher" {
 		os.Exit(RunLauncher(context.Background(), os.Args[2]))
 	}
+	if IsEmulator(os.Args[0]) {
+		os.Exit(RunEmulator(os.Args))
+	}
 	if len(os.Args) == 5 && os.Args[1] == "rounds" {
 		os.Exit(roundsProcess(os.Args[2], os.Args[3], os.Args[4]))
 	}
@@ -21,7 +24,18 @@ func TestMain(m *testing.M) {
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		panic(err)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(mainThen{m})
+}
+
+// mainThen closes what the tests share before leaks are looked for.
+type mainThen struct{ *testing.M }
+
+func (m mainThen) Run() int {
+	code := m.M.Run()
+	if err := embedded.close(); err != nil {
+		panic(err)
+	}
+	return code
 }
 
 // testQEMU returns a QEMU whose launcher is the test binary.

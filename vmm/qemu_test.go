@@ -41,7 +41,7 @@ func TestBootUnderKVM(t *testing.T) {
 }
 
 // requireNothingLeft checks that a failed start left no process.
-func requireNothingLeft(t *testing.T, q *QEMU, dir string) {
+func requireNothingLeft(t *testing.T, q hypervisor, dir string) {
 	t.Helper()
 	p, err := readProcesses(dir)
 	require.NoError(t, err)

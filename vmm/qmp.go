@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -39,6 +40,28 @@ var errMonitor = errors.New("monitor connection lost")
 // over. After an error that wraps errMonitor the connection is of no more use; after the end
 // of a context the command may still take effect, before any later one.
 type qmp struct {
+	transport
+	folder string // before the names of the VM's files, "" where QEMU runs in their folder
+}
+
+// transport carries the commands of a monitor.
+type transport interface {
+	// executeFD runs one command, passes a file along with it if f is not nil, and decodes its
+	// answer into out, unless that is nil.
+	executeFD(ctx context.Context, command string, args, out any, f *os.File) error
+	// close lets the next client in.
+	close() error
+}
+
+// request is a command as the monitor reads it.
+type request struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+	ID        int    `json:"id,omitempty"`
+}
+
+// socket is a connection to the monitor's socket in a VM's folder.
+type socket struct {
 	conn *net.UnixConn
 
 	mu   sync.Mutex
@@ -59,13 +82,13 @@ func dialQMP(ctx context.Context, dir string) (*qmp, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &qmp{conn: conn, in: bufio.NewReaderSize(conn, 64<<10), last: rand.IntN(1<<32) * qmpIDs}
-	c.end = c.last + qmpIDs
-	if err := c.negotiate(ctx); err != nil {
+	s := &socket{conn: conn, in: bufio.NewReaderSize(conn, 64<<10), last: rand.IntN(1<<32) * qmpIDs}
+	s.end = s.last + qmpIDs
+	if err := s.negotiate(ctx); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	return c, nil
+	return &qmp{transport: s}, nil
 }
 
 // dialUnix connects to a socket in a folder through the folder's descriptor, whose path is
@@ -91,9 +114,9 @@ func dialUnix(ctx context.Context, dir, name string) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-func (c *qmp) close() error { return c.conn.Close() }
+func (c *socket) close() error { return c.conn.Close() }
 
-func (c *qmp) negotiate(ctx context.Context) error {
+func (c *socket) negotiate(ctx context.Context) error {
 	err := c.during(ctx, func() error {
 		for {
 			m, err := c.read()
@@ -108,7 +131,7 @@ func (c *qmp) negotiate(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("greet monitor: %w", err)
 	}
-	err = c.execute(ctx, "qmp_capabilities", nil, nil)
+	err = c.executeFD(ctx, "qmp_capabilities", nil, nil, nil)
 	var refused *QMPError
 	if errors.As(err, &refused) && refused.Class == "CommandNotFound" {
 		// QEMU has this command until a connection has negotiated: the command of a client that
@@ -131,7 +154,7 @@ type message struct {
 }
 
 // read reads one message. The error wraps errMonitor; after a deadline reading may go on.
-func (c *qmp) read() (message, error) {
+func (c *socket) read() (message, error) {
 	var m message
 	for {
 		part, err := c.in.ReadSlice('\n')
@@ -155,7 +178,7 @@ func (c *qmp) read() (message, error) {
 }
 
 // during runs f with the connection's deadline tied to ctx.
-func (c *qmp) during(ctx context.Context, f func() error) error {
+func (c *socket) during(ctx context.Context, f func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -180,17 +203,12 @@ func (c *qmp) execute(ctx context.Context, command string, args, out any) error 
 	return c.executeFD(ctx, command, args, out, nil)
 }
 
-// executeFD also passes a file along with the command.
-func (c *qmp) executeFD(ctx context.Context, command string, args, out any, f *os.File) error {
+func (c *socket) executeFD(ctx context.Context, command string, args, out any, f *os.File) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++
 	id := c.last
-	req, err := json.Marshal(struct {
-		Execute   string `json:"execute"`
-		Arguments any    `json:"arguments,omitempty"`
-		ID        int    `json:"id"`
-	}{command, args, id})
+	req, err := json.Marshal(request{command, args, id})
 	if err != nil {
 		return fmt.Errorf("encode monitor command %s: %w", command, err)
 	}
@@ -218,19 +236,24 @@ func (c *qmp) executeFD(ctx context.Context, command string, args, out any, f *o
 	if err != nil {
 		return fmt.Errorf("monitor command %s: %w", command, err)
 	}
-	if answer.Error != nil {
-		return &QMPError{Command: command, Class: answer.Error.Class, Desc: answer.Error.Desc}
+	return answer.into(command, out)
+}
+
+// into decodes the answer to a command into out, unless that is nil.
+func (m message) into(command string, out any) error {
+	if m.Error != nil {
+		return &QMPError{Command: command, Class: m.Error.Class, Desc: m.Error.Desc}
 	}
 	if out == nil {
 		return nil
 	}
-	if err := json.Unmarshal(answer.Return, out); err != nil {
+	if err := json.Unmarshal(m.Return, out); err != nil {
 		return fmt.Errorf("monitor command %s: parse answer: %w", command, err)
 	}
 	return nil
 }
 
-func (c *qmp) send(p []byte, f *os.File) error {
+func (c *socket) send(p []byte, f *os.File) error {
 	var rights []byte
 	if f != nil {
 		rights = syscall.UnixRights(int(f.Fd()))
@@ -269,3 +292,6 @@ func ignoreRefusal(err error) error {
 	}
 	return err
 }
+
+// file returns the name by which QEMU is told of a file in the VM's folder.
+func (c *qmp) file(name string) string { return filepath.Join(c.folder, name) }

@@ -123,7 +123,7 @@ func TestQMPAnswersOfOthers(t *testing.T) {
 		s, err := c.runState(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, "paused", s)
-		ids[c.last] = true
+		ids[c.transport.(*socket).last] = true
 		require.NoError(t, c.close())
 	}
 	require.Len(t, ids, 3)

@@ -80,10 +80,15 @@ func (r *Residue) open() error {
 
 // saveDevices makes QEMU write the state of the devices of the stopped VM.
 func (r *Residue) saveDevices(ctx context.Context, c *qmp) error {
-	if err := os.Remove(filepath.Join(r.rounds.vm.dir, xenState)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	vm := r.rounds.vm
+	path := filepath.Join(vm.dir, xenState)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove old device state: %w", err)
 	}
-	return c.execute(ctx, "xen-save-devices-state", map[string]any{"filename": xenState, "live": false}, nil)
+	if err := vm.lend(path); err != nil {
+		return err
+	}
+	return c.execute(ctx, "xen-save-devices-state", map[string]any{"filename": c.file(xenState), "live": false}, nil)
 }
 
 // finish does what needs no stopped VM, once the disk layer is frozen: the device state, if

@@ -237,7 +237,12 @@ func (r *Rounds) prepare(ctx context.Context) error {
 	}
 	r.layers++
 	name := layerName(r.layers)
-	if err := r.vm.q.createLayer(ctx, filepath.Join(r.vm.dir, name), r.active, "qcow2", r.vm.info.DiskSize); err != nil {
+	path := filepath.Join(r.vm.dir, name)
+	err := r.vm.q.createLayer(ctx, path, r.vm.file(r.active), "qcow2", r.vm.info.DiskSize)
+	if err == nil {
+		err = r.vm.lend(path)
+	}
+	if err != nil {
 		return errors.Join(err, removeLayer(r.vm.dir, name))
 	}
 	r.prepared = name

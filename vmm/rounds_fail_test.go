@@ -15,7 +15,9 @@ import (
 )
 
 // Rounds that are given up at any moment leave the VM as it was, no file, and nothing out.
-func TestRoundsCancelled(t *testing.T) {
+func TestRoundsCancelled(t *testing.T) { onDrivers(t, testRoundsCancelled) }
+
+func testRoundsCancelled(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	rig, disk := newRig(t)
 	vm, base := rig.resumed(t, disk)
 	rounds, err := vm.Rounds(t.Context())

@@ -45,7 +45,9 @@ func logRound(t *testing.T, name string, took time.Duration, res *Residue) {
 
 // The residues of all rounds, laid over the base in order, are the paused VM: with a guest
 // that writes all the time, discards, a round without changes, and releases in any order.
-func TestRounds(t *testing.T) {
+func TestRounds(t *testing.T) { onDrivers(t, testRounds) }
+
+func testRounds(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	rig, disk := newRig(t)
 	vm, base := rig.resumed(t, disk)
 	images := copyPair(t, base)

@@ -24,6 +24,7 @@ type BootSpec struct {
 	Kernel     string // where Machine.Kernel is set
 	Initrd     string // where Machine.Initrd is set
 	Forwards   []Forward
+	Name       string // of the domain, where libvirt starts it; "": made up
 }
 
 // ResumeSpec says what to resume.
@@ -39,7 +40,8 @@ type ResumeSpec struct {
 	Kernel   string
 	Initrd   string
 	Forwards []Forward
-	Paused   bool // leave the VM paused once its state is loaded
+	Paused   bool   // leave the VM paused once its state is loaded
+	Name     string // of the domain, where libvirt starts it; "": made up
 }
 
 // vmInfo is the state of a VM's folder that must outlive the process that made it.
@@ -53,6 +55,9 @@ type vmInfo struct {
 	Disk     string    `json:"disk"`
 	DiskSize int64     `json:"disk_size"`
 	Forwards []Forward `json:"forwards"`
+	// Domain is set where libvirt drives the VM. Version is then 2, which programs refuse that
+	// know of no libvirt.
+	Domain *domainInfo `json:"domain,omitempty"`
 }
 
 const (
@@ -69,7 +74,11 @@ const (
 // Boot starts a VM from its disk or kernel, with its RAM in a new shared file. dir is the
 // VM's own folder and must be empty. On an error, and when ctx ends, no process is left and
 // the RAM file is removed.
-func (q *QEMU) Boot(ctx context.Context, dir string, s BootSpec) (vm *VM, err error) {
+func (q *QEMU) Boot(ctx context.Context, dir string, s BootSpec) (*VM, error) {
+	return q.boot(ctx, dir, s, nil)
+}
+
+func (q *QEMU) boot(ctx context.Context, dir string, s BootSpec, d *domainInfo) (vm *VM, err error) {
 	l := line{machine: s.Machine, shared: true, diskFormat: s.DiskFormat}
 	if s.DiskFormat != "raw" && s.DiskFormat != "qcow2" {
 		return nil, fmt.Errorf("boot VM: disk format %.40q is unknown: use raw or qcow2", s.DiskFormat)
@@ -89,8 +98,8 @@ func (q *QEMU) Boot(ctx context.Context, dir string, s BootSpec) (vm *VM, err er
 			err = errors.Join(err, os.Remove(l.memory))
 		}
 	}()
-	info := vmInfo{Machine: s.Machine, Memory: l.memory, Disk: l.disk}
-	return q.start(ctx, dir, l, info, func(ctx context.Context, vm *VM, c *qmp) error {
+	info := vmInfo{Machine: s.Machine, Memory: l.memory, Disk: l.disk, Domain: d}
+	return q.start(ctx, dir, l, info, nil, func(ctx context.Context, vm *VM, c *qmp) error {
 		return vm.checkExecutes(ctx, c)
 	})
 }
@@ -101,6 +110,10 @@ func (q *QEMU) Boot(ctx context.Context, dir string, s BootSpec) (vm *VM, err er
 // "running" as they happen. On an error, and when ctx ends, no process is left; the files in
 // dir stay for whoever wants to know more.
 func (q *QEMU) Resume(ctx context.Context, dir string, s ResumeSpec, on func(event string)) (*VM, error) {
+	return q.resume(ctx, dir, s, on, nil)
+}
+
+func (q *QEMU) resume(ctx context.Context, dir string, s ResumeSpec, on func(event string), d *domainInfo) (*VM, error) {
 	if on == nil {
 		on = func(string) {}
 	}
@@ -141,14 +154,9 @@ func (q *QEMU) Resume(ctx context.Context, dir string, s ResumeSpec, on func(eve
 	if disk.Size != s.DiskSize {
 		return nil, fmt.Errorf("resume VM: disk %s has %d bytes, not %d", s.Disk, disk.Size, s.DiskSize)
 	}
-	info := vmInfo{Resumed: true, Machine: s.Machine, Memory: l.memory, Dev: mem.Dev, Inode: mem.Ino, Disk: l.disk, DiskSize: disk.Size}
+	info := vmInfo{Resumed: true, Machine: s.Machine, Memory: l.memory, Dev: mem.Dev, Inode: mem.Ino, Disk: l.disk, DiskSize: disk.Size, Domain: d}
 	l.disk = topLayer
-	return q.start(ctx, dir, l, info, func(ctx context.Context, vm *VM, c *qmp) error {
-		on("qemu started")
-		if err := loadState(ctx, c, filepath.Join(dir, resumeState)); err != nil {
-			return err
-		}
-		on("state loaded")
+	return q.start(ctx, dir, l, info, on, func(ctx context.Context, vm *VM, c *qmp) error {
 		if s.Paused {
 			return nil
 		}
@@ -277,29 +285,18 @@ func (q *QEMU) createLayer(ctx context.Context, path, backing, format string, si
 	return nil
 }
 
-// start starts the launcher, waits for QEMU's monitor and lets begin bring the VM to life.
-// If anything goes wrong it ends what it started.
-func (q *QEMU) start(ctx context.Context, dir string, l line, info vmInfo, begin func(context.Context, *VM, *qmp) error) (*VM, error) {
-	if len(q.Launcher) == 0 {
-		return nil, errors.New("start VM: no launcher command is configured")
-	}
-	bin, err := q.binary()
-	if err != nil {
-		return nil, err
-	}
+// start writes down what the VM is and starts it. Then begin brings it to life.
+func (q *QEMU) start(ctx context.Context, dir string, l line, info vmInfo, on func(string), begin func(context.Context, *VM, *qmp) error) (*VM, error) {
 	info.Version, info.Forwards = 1, l.forwards
+	if info.Domain != nil {
+		info.Version = 2
+	}
+	vm := &VM{q: q, dir: dir, info: info}
 	if err := writeJSON(dir, vmFile, info); err != nil {
 		return nil, err
 	}
-	if err := writeJSON(dir, launchFile, launch{Argv: append([]string{bin}, l.args()...)}); err != nil {
+	if err := vm.driver().start(ctx, vm, l, on, begin); err != nil {
 		return nil, err
-	}
-	vm := &VM{q: q, dir: dir, info: info}
-	if err := vm.launch(); err != nil {
-		return nil, err
-	}
-	if err := vm.come(ctx, begin); err != nil {
-		return nil, vm.abandon(ctx, err)
 	}
 	return vm, nil
 }
@@ -312,14 +309,11 @@ func (vm *VM) launch() error {
 		return fmt.Errorf("start launcher: %w", err)
 	}
 	defer logFile.Close()
-	lock, err := os.OpenFile(filepath.Join(vm.dir, startFile), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := lockStart(vm.dir)
 	if err != nil {
 		return fmt.Errorf("start launcher: %w", err)
 	}
 	defer lock.Close() // the launcher has it, too
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("start launcher: lock %s: %w", lock.Name(), err)
-	}
 	argv := append(append([]string{}, vm.q.Launcher...), vm.dir)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = logFile, logFile, []*os.File{lock}
@@ -401,28 +395,6 @@ func (vm *VM) abandon(ctx context.Context, cause error) error {
 		return cause
 	}
 	return vm.startError()
-}
-
-// loadState loads a device state into a QEMU that waits for one.
-func loadState(ctx context.Context, c *qmp, path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open device state: %w", err)
-	}
-	defer f.Close()
-	if err := ignoreShared(ctx, c); err != nil {
-		return err
-	}
-	if err := c.executeFD(ctx, "getfd", map[string]any{"fdname": "state"}, nil, f); err != nil {
-		return err
-	}
-	if err := c.execute(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil); err != nil {
-		return err
-	}
-	return pollUntil(ctx, func() (bool, error) {
-		s, err := c.runState(ctx)
-		return s != "inmigrate", err
-	})
 }
 
 // ignoreShared makes QEMU leave the contents of shared memory out of a state, and accept a

@@ -67,7 +67,15 @@ func statePrefix(path string) (int64, error) {
 // parsePrefix reads a stream up to its first device and returns that one's offset. The
 // error wraps errState, or is one of r.
 func parsePrefix(r io.Reader) (int64, error) {
-	s := &stream{in: bufio.NewReaderSize(r, 64<<10)}
+	s := newStream(r)
+	n := s.prefix()
+	return n, s.err
+}
+
+func newStream(r io.Reader) *stream { return &stream{in: bufio.NewReaderSize(r, 64<<10)} }
+
+// prefix reads up to the first device and returns its offset, 0 after an error.
+func (s *stream) prefix() int64 {
 	if magic := s.bytes(4); string(magic) != streamMagic {
 		s.fail("magic %q, want %q", magic, streamMagic)
 	}
@@ -77,7 +85,7 @@ func parsePrefix(r io.Reader) (int64, error) {
 	for s.err == nil {
 		switch typ := s.peek(); typ {
 		case typeFull:
-			return s.off, s.err
+			return s.off
 		case typeConfiguration:
 			s.skip(1)
 			s.configuration()
@@ -88,7 +96,7 @@ func parsePrefix(r io.Reader) (int64, error) {
 			s.fail("section type %#x", typ)
 		}
 	}
-	return 0, s.err
+	return 0
 }
 
 // stream reads numbers and keeps the first error.
@@ -98,7 +106,9 @@ type stream struct {
 	err error
 
 	ignoreShared bool
-	ram          uint32 // id of the section of RAM
+	capable      []string // names of the capabilities the state asks for
+	cuts         []cut    // what a state for libvirt lacks
+	ram          uint32   // id of the section of RAM
 	started      bool
 }
 
@@ -168,6 +178,7 @@ func (s *stream) configuration() {
 	}
 	s.skip(int(n))
 	for s.err == nil && s.peek() == typeSubsection {
+		start := s.off
 		s.skip(1)
 		name := s.name()
 		s.skip(4) // version
@@ -176,6 +187,7 @@ func (s *stream) configuration() {
 			s.skip(4)
 		case "configuration/capabilities":
 			s.capabilities()
+			s.cuts = append(s.cuts, cut{start, s.off})
 		default:
 			s.fail("configuration subsection %q", name)
 		}
@@ -189,9 +201,9 @@ func (s *stream) capabilities() {
 		return
 	}
 	for range n {
-		if s.name() == capIgnoreShared {
-			s.ignoreShared = true
-		}
+		name := s.name()
+		s.capable = append(s.capable, name)
+		s.ignoreShared = s.ignoreShared || name == capIgnoreShared
 	}
 }
 
@@ -250,6 +262,7 @@ func (s *stream) blockList(total uint64) {
 		s.skip(s.u8())
 		size := s.u64()
 		if s.ignoreShared {
+			s.cuts = append(s.cuts, cut{s.off, s.off + 8})
 			s.skip(8) // the block's guest address
 		}
 		if s.err == nil && (size == 0 || size > total || n == maxBlocks) {

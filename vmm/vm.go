@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -92,45 +91,16 @@ func (q *QEMU) find(ctx context.Context, dir string) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	if vm.info.Version != 1 {
-		return nil, fmt.Errorf("%s has version %d, this program knows 1: use a newer program", vmFile, vm.info.Version)
+	if v := vm.info.Version; v != 1 && v != 2 || (v == 2) != (vm.info.Domain != nil) {
+		return nil, fmt.Errorf("%s has version %d, this program knows 1 and 2: use a newer program", vmFile, vm.info.Version)
 	}
 	if err := vm.info.Machine.Validate(); err != nil {
 		return nil, err
 	}
-	// A launcher that has just begun will tell of its QEMU in a moment.
-	err = pollUntil(ctx, func() (bool, error) {
-		if begins, err := launcherBegins(dir); begins || err != nil {
-			return false, err
-		}
-		vm.procs, err = readProcesses(dir)
-		if err != nil || vm.procs.QEMU.PID != 0 {
-			return true, err
-		}
-		starting, err := vm.procs.Launcher.alive()
-		return !starting, err
-	})
-	if err != nil {
+	if err := vm.driver().find(ctx, vm); err != nil {
 		return nil, err
 	}
 	return vm, nil
-}
-
-// launcherBegins reports whether a launcher was started that has not yet told of itself.
-func launcherBegins(dir string) (bool, error) {
-	f, err := os.Open(filepath.Join(dir, startFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return true, nil
-	}
-	return false, err
 }
 
 // readProcesses reads what the launcher wrote about itself and QEMU; nothing yet is no
@@ -233,7 +203,7 @@ func (vm *VM) monitor(ctx context.Context, f func(c *qmp) error) error {
 	if err != nil {
 		return vm.endedError(ctx, err)
 	}
-	c, err := dialQMP(ctx, vm.dir)
+	c, err := vm.driver().connect(ctx, vm)
 	if err == nil {
 		defer c.close()
 		err = f(c)
@@ -286,12 +256,12 @@ func (vm *VM) Destroy(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("destroy VM: %w", err)
 	}
-	if alive {
+	if alive || vm.lost() {
 		// On a full disk the VM ends without the note: its end is what makes room.
 		if err := vm.announce("destroy"); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 			return fmt.Errorf("destroy VM: %w", err)
 		}
-		if err := vm.procs.QEMU.signal(unix.SIGKILL); err != nil {
+		if err := vm.driver().kill(ctx, vm); err != nil {
 			return fmt.Errorf("destroy VM: %w", err)
 		}
 	}
@@ -321,7 +291,7 @@ func (vm *VM) quit(ctx context.Context) error {
 	if err := vm.announce("quit"); err != nil {
 		return fmt.Errorf("quit VM: %w", err)
 	}
-	err := vm.Monitor(limit, "quit", nil, nil)
+	err := vm.driver().quit(limit, vm)
 	if err != nil && !errors.Is(err, ErrEnded) {
 		return fmt.Errorf("quit VM: %w", err)
 	}
