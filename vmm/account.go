@@ -185,7 +185,7 @@ func checkFiles(args []string) error {
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("cannot %s %s: %v: change its owner or mode, or of a mount see that it is made for that user", how, path, err)
+			return fmt.Errorf("cannot %s %s: %v: change its owner or mode, or of a mount, end the instances on it first, which were started without libvirt", how, path, err)
 		}
 	}
 	return nil

@@ -32,6 +32,13 @@ func (d *domain) lend(path string) error {
 	return d.Account.take(path)
 }
 
+func (d *domain) regain(path string) error {
+	if !d.Account.Other() {
+		return nil
+	}
+	return own().take(path)
+}
+
 // ask calls libvirt.
 func (d *domain) ask(ctx context.Context, f func(library) error) error {
 	return d.conns.do(ctx, d.URI, f, nil)

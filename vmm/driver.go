@@ -30,6 +30,8 @@ type driver interface {
 	folder(vm *VM) string
 	// lend gives a file, made if it is missing, to the user that QEMU runs as.
 	lend(path string) error
+	// regain takes back a file that was lent.
+	regain(path string) error
 }
 
 // driver returns what the VM was started by.
@@ -51,6 +53,8 @@ type direct struct{}
 func (direct) folder(*VM) string { return "" }
 
 func (direct) lend(string) error { return nil }
+
+func (direct) regain(string) error { return nil }
 
 func (direct) connect(ctx context.Context, vm *VM) (*qmp, error) { return dialQMP(ctx, vm.dir) }
 

@@ -33,6 +33,9 @@ func (vm *VM) SaveBase(ctx context.Context, statePath string) error {
 	if err := vm.quit(ctx); err != nil {
 		return errors.Join(fmt.Errorf("save base: %w", err), os.Remove(statePath), vm.Destroy(context.WithoutCancel(ctx)))
 	}
+	if err := errors.Join(vm.driver().regain(vm.info.Memory), vm.driver().regain(vm.info.Disk)); err != nil {
+		return fmt.Errorf("save base: %w", err)
+	}
 	return syncDir(filepath.Dir(statePath))
 }
 

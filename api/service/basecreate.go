@@ -57,7 +57,7 @@ func (s *Service) createBase(ctx context.Context, req api.CreateBase, ready func
 		spec.Initrd = filepath.Join(dir, overlay.BaseInitrdFile)
 	}
 	overlay.Progress(p).Report("boot", 0, 0)
-	vm, err := s.qemu.Boot(ctx, vmDir, spec)
+	vm, err := s.vmm.Boot(ctx, vmDir, spec)
 	if err != nil {
 		return out, fmt.Errorf("boot %s: %w", req.Disk, err)
 	}
@@ -86,7 +86,7 @@ func (s *Service) createBase(ctx context.Context, req api.CreateBase, ready func
 
 // newMachine chooses the machine of a new base.
 func (s *Service) newMachine(ctx context.Context, req api.CreateBase) (vmm.Machine, error) {
-	host, err := s.qemu.Probe(ctx)
+	host, err := s.vmm.Probe(ctx)
 	if err != nil {
 		return vmm.Machine{}, err
 	}
@@ -104,7 +104,7 @@ func (s *Service) newMachine(ctx context.Context, req api.CreateBase) (vmm.Machi
 // collect brings disk, kernel and initrd into dir.
 func (s *Service) collect(ctx context.Context, req api.CreateBase, dir string, p api.Progress) error {
 	overlay.Progress(p).Report("copy disk", 0, 0)
-	if err := s.qemu.ConvertDisk(ctx, req.Disk, req.Format, filepath.Join(dir, overlay.Disk.String())); err != nil {
+	if err := s.vmm.ConvertDisk(ctx, req.Disk, req.Format, filepath.Join(dir, overlay.Disk.String())); err != nil {
 		return failAs(api.Invalid, err)
 	}
 	for name, from := range map[string]string{overlay.BaseKernelFile: req.Kernel, overlay.BaseInitrdFile: req.Initrd} {

@@ -283,7 +283,7 @@ func (s *Service) runAgain(ctx context.Context, r operationRecord, req api.Run, 
 	if err != nil {
 		return out, err
 	}
-	vm, err := s.qemu.Adopt(ctx, s.instancePath(in.ID, "vm"))
+	vm, err := s.vmm.Adopt(ctx, s.instancePath(in.ID, "vm"))
 	if err != nil {
 		return out, err
 	}

@@ -42,6 +42,12 @@ func (s *Service) Doctor(ctx context.Context) []api.Check {
 		{"accelerator", s.checkAccelerator},
 	}
 	out := make([]api.Check, 0, len(checks))
+	for _, f := range s.vmm.Examine(ctx) {
+		checks = append(checks, struct {
+			name string
+			look func(context.Context) (string, error)
+		}{f.Name, func(context.Context) (string, error) { return f.Detail, failAs(api.Unavailable, f.Err) }})
+	}
 	for _, c := range checks {
 		check := api.Check{Name: c.name, OK: true}
 		detail, err := c.look(ctx)
@@ -152,14 +158,14 @@ func checkAllowOther() (string, error) {
 }
 
 func (s *Service) checkQEMU(ctx context.Context) (string, error) {
-	h, err := s.qemu.Probe(ctx)
+	h, err := s.vmm.Probe(ctx)
 	return fmt.Sprintf("%s, version %s", h.Binary, h.QEMU), err
 }
 
 // checkAccelerator runs a VM without a system: its firmware is enough to see that
 // instructions are executed.
 func (s *Service) checkAccelerator(ctx context.Context) (_ string, err error) {
-	h, err := s.qemu.Probe(ctx)
+	h, err := s.vmm.Probe(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -178,7 +184,7 @@ func (s *Service) checkAccelerator(ctx context.Context) (_ string, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	vm, err := s.qemu.Boot(ctx, dir, vmm.BootSpec{Machine: m, Memory: filepath.Join(st.dir, "ram"), Disk: disk, DiskFormat: "raw"})
+	vm, err := s.vmm.Boot(ctx, dir, vmm.BootSpec{Machine: m, Memory: filepath.Join(st.dir, "ram"), Disk: disk, DiskFormat: "raw"})
 	if err != nil {
 		return "", failAs(api.Unavailable, err)
 	}

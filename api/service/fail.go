@@ -43,7 +43,8 @@ func fail(err error) error {
 		return out(api.Unavailable, "see that the server can be reached, then try again")
 	case errors.Is(err, fusefs.ErrMounted), errors.Is(err, fusefs.ErrBusy):
 		return out(api.Conflict, "")
-	case errors.Is(err, fusefs.ErrUnavailable), errors.Is(err, vmm.ErrNoQEMU), errors.Is(err, overlay.ErrNoProgram), errors.As(err, &mismatch), errors.As(err, &space):
+	case errors.Is(err, fusefs.ErrUnavailable), errors.Is(err, vmm.ErrNoQEMU), errors.Is(err, vmm.ErrNoLibvirt), errors.Is(err, overlay.ErrNoProgram),
+		errors.As(err, &mismatch), errors.As(err, &space):
 		return out(api.Unavailable, "")
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return out(api.Unavailable, remedySpace)
@@ -55,7 +56,7 @@ func fail(err error) error {
 		return out(api.NotFound, "")
 	case errors.As(err, &read):
 		return out(api.Unavailable, "")
-	case errors.Is(err, vmm.ErrEnded):
+	case errors.Is(err, vmm.ErrEnded), errors.Is(err, vmm.ErrNameTaken):
 		return out(api.Conflict, "")
 	}
 	return out(api.Internal, "")

@@ -129,7 +129,7 @@ func (t *site) checkMachine(ctx context.Context, o handoff.Offer) (err error) {
 	if m.Memory != o.Memory || base.Size(overlay.Memory) != o.Memory || base.Size(overlay.Disk) != o.Disk {
 		return api.Errorf(api.Conflict, "memory of %d and disk of %d bytes are not those of base %.12s", o.Memory, o.Disk, o.Base)
 	}
-	host, err := t.s.qemu.Probe(ctx)
+	host, err := t.s.vmm.Probe(ctx)
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (t *site) vm(ctx context.Context) (*record, *vmm.VM, error) {
 	if !t.s.mountLives(r.Mount) {
 		return r, nil, fmt.Errorf("%w: the mount process that served its memory and disk has died", handoff.ErrEnded)
 	}
-	vm, err := t.s.qemu.Adopt(ctx, t.s.instancePath(r.ID, "vm"))
+	vm, err := t.s.vmm.Adopt(ctx, t.s.instancePath(r.ID, "vm"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil, fmt.Errorf("%w: it was not resumed", handoff.ErrEnded)
 	}

@@ -101,7 +101,7 @@ func (v *handoffVM) adopt(ctx context.Context) (*vmm.VM, error) {
 	if _, err := os.Stat(v.s.instancePath(v.meta.Instance, "vm")); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: instance %s was removed", handoff.ErrEnded, v.meta.Instance)
 	}
-	vm, err := v.s.qemu.Adopt(ctx, v.s.instancePath(v.meta.Instance, "vm"))
+	vm, err := v.s.vmm.Adopt(ctx, v.s.instancePath(v.meta.Instance, "vm"))
 	return vm, ended(err)
 }
 

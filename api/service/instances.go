@@ -186,7 +186,7 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 		in.State, in.Reason, in.Moved = api.Paused, s.handoffState(r.Handoff), moved
 		return in, nil
 	}
-	vm, err := s.qemu.Adopt(ctx, s.instancePath(id, "vm"))
+	vm, err := s.vmm.Adopt(ctx, s.instancePath(id, "vm"))
 	if err != nil {
 		return api.Instance{}, err
 	}
@@ -325,7 +325,7 @@ func (s *Service) working(ctx context.Context, ref string) (*record, *vmm.VM, *l
 			err = api.Errorf(api.Conflict, "instance %s is being handed off: %s", id, s.handoffState(r.Handoff)).Fix("see `cloudlet handoff %s --status`", id)
 		}
 		if err == nil {
-			if vm, err = s.qemu.Adopt(ctx, s.instancePath(id, "vm")); err == nil {
+			if vm, err = s.vmm.Adopt(ctx, s.instancePath(id, "vm")); err == nil {
 				return r, vm, lk, nil
 			}
 		}

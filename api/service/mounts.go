@@ -35,6 +35,11 @@ func (s *Service) mount(ctx context.Context, l *launchImage, key string, prefetc
 	spec := l.spec(s.mountPath(key, "fs"), s.cfg.MountMemory)
 	spec.Prefetch, spec.Cache, spec.CacheLimit = prefetch, s.path("cache"), s.cfg.CacheLimit
 	spec.Record, spec.Profile = isRecording(key), s.profilePath(spec.Image)
+	account, err := s.vmm.Account(ctx)
+	if err != nil {
+		return err
+	}
+	spec.Shared = account.Other()
 	spec.Socket, spec.Alive = s.mountPath(key, "control"), s.mountPath(key, "alive")
 	lk, err := s.lockMount(ctx, key)
 	if err != nil {

@@ -227,7 +227,7 @@ func (s *Service) machineOf(ctx context.Context, l *launchImage) (m vmm.Machine,
 	if m.Memory != l.base.Size(overlay.Memory) {
 		return m, raw, api.Errorf(api.Damaged, "machine of base %.12s has %d bytes of memory, its image %d", l.base.ID(), m.Memory, l.base.Size(overlay.Memory))
 	}
-	host, err := s.qemu.Probe(ctx)
+	host, err := s.vmm.Probe(ctx)
 	if err != nil {
 		return m, raw, err
 	}
@@ -246,7 +246,7 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 	}
 	spec := vmm.ResumeSpec{
 		Machine: m, Memory: s.mountPath(r.Mount, "fs", "memory"), Disk: s.mountPath(r.Mount, "fs", "disk"),
-		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused,
+		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused, Name: domainOf(r.ID),
 		Ready: func(ctx context.Context) error {
 			defer t.mark("mounted")
 			return s.mount(ctx, l, r.Mount, prefetch)
@@ -258,7 +258,7 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 	if m.Initrd {
 		spec.Initrd = l.base.Path(overlay.BaseInitrdFile)
 	}
-	vm, err := s.qemu.Resume(ctx, vmDir, spec, t.mark)
+	vm, err := s.vmm.Resume(ctx, vmDir, spec, t.mark)
 	if err != nil {
 		return nil, fmt.Errorf("resume image %.12s: %w", l.image.ID(), err)
 	}

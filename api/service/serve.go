@@ -50,6 +50,7 @@ type MountSpec struct {
 	CacheLimit int64        `json:"cache_limit,omitempty"` // bytes; less than 1: nothing is kept
 	Profile    string       `json:"profile,omitempty"`     // file of the image's touch profile, which need not exist
 	Prefetch   api.Prefetch `json:"prefetch,omitempty"`
+	Shared     bool         `json:"shared,omitempty"` // other users may reach the files: QEMU runs as one
 	Record     bool         `json:"record,omitempty"` // record a touch profile, and push nothing
 	Alive      string       `json:"alive,omitempty"`  // file whose lock the process holds for life
 	Memory     int64        `json:"memory_limit"`     // bytes that the process should stay below, beside its indexes; 0: no limit
@@ -151,7 +152,7 @@ func serveMount(ctx context.Context, spec MountSpec, ready func() error, stop <-
 	waits := newWaits()
 	srv, err := fusefs.Mount(spec.Dir, fusefs.Options{
 		Memory: waits.file(hold.File(im.File(overlay.Memory))), Disk: waits.file(hold.File(im.File(overlay.Disk))), Info: info,
-		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log, Record: spec.Record, ReadAheadKiB: readAheadOf(spec, im),
+		Name: "cloudlet:" + spec.Image[:12], Socket: spec.Socket, Log: log, Record: spec.Record, AllowOther: spec.Shared, ReadAheadKiB: readAheadOf(spec, im),
 		Status: func() any { return MountStatus{im.Stats(), complete(im), hold.Stalls(), waits.histogram()} },
 	})
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {

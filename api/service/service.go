@@ -13,7 +13,6 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/handoff"
-	"cloudlet/vmm"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +26,9 @@ type Config struct {
 	Program []string
 	// QEMU and QEMUImg are the programs; "" means those on PATH.
 	QEMU, QEMUImg string
+	// VMM is what runs new VMs: "" and "qemu" for QEMU itself, "libvirt" or "libvirt:URI" for
+	// QEMU as domains of libvirt. Those that exist are run by what has started them.
+	VMM string
 	// MountMemory is how many bytes of memory the process of a mount should stay below, beside
 	// the index of its overlays; 0 means 112 MiB.
 	MountMemory int64
@@ -70,7 +72,7 @@ const (
 // processes over the same store.
 type Service struct {
 	cfg     Config
-	qemu    *vmm.QEMU
+	vmm     hypervisor
 	log     *slog.Logger
 	daemon  *lock // of daemon.lock; nil: not the daemon
 	flights flights
@@ -94,7 +96,7 @@ type Service struct {
 // Open opens the store, making it if it is new, and sweeps up what dead processes left.
 func Open(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
-		cfg: c, log: c.Log, qemu: &vmm.QEMU{Binary: c.QEMU, ImgBinary: c.QEMUImg}, live: map[string]*operation{}, described: map[string]description{}, turn: make(chan struct{}, 1), stop: func() {},
+		cfg: c, log: c.Log, live: map[string]*operation{}, described: map[string]description{}, turn: make(chan struct{}, 1), stop: func() {},
 		sources: map[string]*handoff.Source{}, arrivals: map[string]*arrival{},
 		flights: flights{running: map[string]*flight{}, waiting: map[string]*flight{}},
 	}
@@ -102,7 +104,6 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	s.qemu.Launcher = append(append([]string{}, c.Program...), "launcher")
 	switch {
 	case s.cfg.MountMemory == 0:
 		s.cfg.MountMemory = defaultMountMemory
@@ -125,7 +126,9 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 		return nil, fail(err)
 	}
 	s.cfg.Dir = dir
-	s.qemu.Cache = s.path("host.json")
+	if s.vmm, err = newHypervisor(s.cfg); err != nil {
+		return nil, err
+	}
 	for _, sub := range []string{"bases", "overlays", "instances", "mounts", "profiles", "cache", "tmp", "operations", "active", "keys", "uploads", "counts", "handoffs"} {
 		if err := os.MkdirAll(s.path(sub), 0o700); err != nil {
 			return nil, noStore(err)
@@ -167,6 +170,7 @@ func (s *Service) begins(ctx context.Context) error {
 		s.stop = cancel
 		s.joined.Go(func() { s.janitor(ctx) })
 		s.joined.Go(func() { s.tickArrivals(ctx) })
+		s.joined.Go(func() { s.watch(ctx) })
 	}
 	return nil
 }
@@ -197,7 +201,7 @@ func (s *Service) Close(ctx context.Context) error {
 		<-done
 	}
 	s.halt()
-	err := s.saveLate()
+	err := errors.Join(s.saveLate(), s.vmm.Close())
 	if s.daemon != nil {
 		s.daemon.unlock()
 		s.daemon = nil
@@ -264,5 +268,5 @@ func (s *Service) destroyVM(ctx context.Context, dir string) error {
 	if _, err := os.Stat(dir); err != nil {
 		return ignoreMissing(err)
 	}
-	return s.qemu.DestroyIn(ctx, dir)
+	return s.vmm.DestroyIn(ctx, dir)
 }

@@ -30,6 +30,7 @@ type environment struct {
 	mountMemory bytesFlag
 	cacheSize   bytesFlag
 	json        bool
+	vmm         string // what runs new VMs
 	verbose     bool
 }
 
@@ -138,6 +139,7 @@ A first walk:
 	env.cacheSize = 10 << 30
 	flags.Var(&env.cacheSize, "cache-size", "disk for what was fetched of overlays at URLs; 0 keeps nothing")
 	flags.Var(&env.mountMemory, "mount-memory", "memory that the process of a mount should stay below, about half of it for decoded frames")
+	flags.StringVar(&env.vmm, "vmm", env.getenv("CLOUDLET_VMM"), "what runs new VMs: qemu, libvirt or libvirt:URI ($CLOUDLET_VMM)")
 	flags.StringVar(&env.server, "server", env.getenv("CLOUDLET_SERVER"), "use the service at http(s)://HOST:PORT or unix:PATH ($CLOUDLET_SERVER)")
 	flags.StringVar(&env.tokenFile, "token-file", env.getenv("CLOUDLET_TOKEN_FILE"), "file with the token for --server ($CLOUDLET_TOKEN_FILE)")
 	flags.BoolVar(&env.json, "json", false, "print facts, and errors, as JSON")

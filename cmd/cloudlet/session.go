@@ -140,7 +140,7 @@ func (env *environment) config() (service.Config, error) {
 	if cache == 0 {
 		cache = -1
 	}
-	return service.Config{Dir: env.state, Program: []string{exe}, MountMemory: int64(env.mountMemory), CacheLimit: cache, Log: env.log()}, nil
+	return service.Config{Dir: env.state, Program: []string{exe}, MountMemory: int64(env.mountMemory), CacheLimit: cache, VMM: env.vmm, Log: env.log()}, nil
 }
 
 // submitGrace is how long the answer to a request that begins work is awaited after Ctrl-C:
