@@ -18,10 +18,21 @@ BUILD    := build
 CLOUDLET_NO_SKIP ?= 1
 PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 
+# With cgo and a C compiler, programs and tests can use libvirt, whose library they look for
+# when they run. Else they are built without, and say so when they are asked for it.
+ifeq ($(shell [ "$${CGO_ENABLED:-1}" != 0 ] && command -v $$($(GO) env CC) >/dev/null 2>&1 && echo yes),yes)
+export GOFLAGS := $(GOFLAGS) -tags=libvirt_dlopen
+BUILT := with libvirt
+else
+export CGO_ENABLED := 0
+BUILT := without libvirt: no C compiler was found, or CGO_ENABLED is 0
+endif
+
 .PHONY: build guest guests demo demo-handoff bench-api bench-handoff bench-lazy bench-strategies test test-faults mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
+	@echo "$(BUILD)/cloudlet: $(BUILT)"
 
 guest: deps
 	$(GO) run ./integration/guest/cmd/buildguest -o $(BUILD)/guest
@@ -68,8 +79,10 @@ mutants:
 check: guest
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad"; exit 1; fi
 	$(GO) vet ./...
+	CGO_ENABLED=0 GOFLAGS= $(GO) vet ./vmm ./cmd/cloudlet
 	$(GO) vet -tags faults ./integration
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags libvirt_dlopen ./vmm
 	$(GO) mod tidy -diff
 	$(GO) test -run TestImports ./integration
 	$(GO) test -race -timeout 15m $(PACKAGES)

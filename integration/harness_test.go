@@ -43,7 +43,7 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	code := m.Run()
+	code := runTests(m)
 	if shared.dir != "" {
 		if err := os.RemoveAll(filepath.Dir(shared.dir)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -57,6 +57,10 @@ func TestMain(m *testing.M) {
 func setUp() {
 	tmp, err := os.MkdirTemp("", "cloudlet-it-")
 	if err != nil {
+		shared.err = err
+		return
+	}
+	if err := os.Chmod(tmp, 0o711); err != nil { // libvirt's QEMU is another user
 		shared.err = err
 		return
 	}

@@ -1,0 +1,135 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostEnv says to the test binary that it is alone in a mount namespace, in which it starts a
+// libvirt of its own with the configuration of a new host: QEMU runs as libvirt-qemu.
+const hostEnv = "CLOUDLET_TEST_LIBVIRT"
+
+// onLibvirtHost reports whether this process is such a one.
+func onLibvirtHost() bool { return os.Getenv(hostEnv) != "" }
+
+// libvirtHost is a libvirt that was started by hand.
+type libvirtHost struct {
+	dir          string
+	logd, daemon *exec.Cmd
+}
+
+// theLibvirt is the one of this process, where onLibvirtHost.
+var theLibvirt *libvirtHost
+
+// startLibvirtHost hides the machine's own libvirt, and starts another.
+func startLibvirtHost() (*libvirtHost, error) {
+	dir, err := os.MkdirTemp("", "cloudlet-libvirt-")
+	if err != nil {
+		return nil, err
+	}
+	h := &libvirtHost{dir: dir}
+	for _, hidden := range []string{"/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt"} {
+		if err := os.MkdirAll(hidden, 0o755); err != nil {
+			return h, err
+		}
+		if err := unix.Mount("none", hidden, "tmpfs", 0, "mode=755"); err != nil {
+			return h, fmt.Errorf("hide %s: %w", hidden, err)
+		}
+	}
+	// A host where QEMU's user cannot open /dev/kvm is not in order: doctor says so.
+	if _, err := os.Stat("/dev/kvm"); err == nil {
+		node := filepath.Join(dir, "kvm")
+		if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 232))); err != nil {
+			return h, fmt.Errorf("make kvm: %w", err)
+		}
+		if err := os.Chmod(node, 0o666); err != nil {
+			return h, err
+		}
+		if err := unix.Mount(node, "/dev/kvm", "", unix.MS_BIND, ""); err != nil {
+			return h, fmt.Errorf("show kvm: %w", err)
+		}
+	}
+	conf := "auth_unix_rw = \"none\"\nunix_sock_group = \"root\"\n"
+	if err := os.WriteFile(filepath.Join(dir, "libvirtd.conf"), []byte(conf), 0o600); err != nil {
+		return h, err
+	}
+	if h.logd, err = h.run("virtlogd"); err != nil {
+		return h, err
+	}
+	return h, h.start()
+}
+
+// run starts a daemon, whose log goes to the host's folder.
+func (h *libvirtHost) run(name string, args ...string) (*exec.Cmd, error) {
+	log, err := os.OpenFile(filepath.Join(h.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	return cmd, cmd.Start()
+}
+
+const libvirtSocket = "/run/libvirt/libvirt-sock"
+
+// start starts libvirtd and waits until it listens.
+func (h *libvirtHost) start() (err error) {
+	if h.daemon, err = h.run("libvirtd", "-f", filepath.Join(h.dir, "libvirtd.conf"), "-p", filepath.Join(h.dir, "libvirtd.pid")); err != nil {
+		return err
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if exec.Command("virsh", "-c", "qemu:///system", "version").Run() == nil {
+			return nil
+		}
+		if time.Now().After(end) {
+			log, _ := os.ReadFile(filepath.Join(h.dir, "libvirtd.log"))
+			return fmt.Errorf("libvirtd does not answer: %s", log)
+		}
+	}
+}
+
+// stop ends libvirtd as a restart of its service does, or by force.
+func (h *libvirtHost) stop(sig os.Signal) error {
+	if h.daemon == nil {
+		return nil
+	}
+	err := h.daemon.Process.Signal(sig)
+	_ = h.daemon.Wait() // by the signal
+	h.daemon = nil
+	return err
+}
+
+// end ends all of it.
+func (h *libvirtHost) end() {
+	_ = h.stop(unix.SIGTERM)
+	if h.logd != nil {
+		_ = h.logd.Process.Kill()
+		_ = h.logd.Wait()
+	}
+	for _, hidden := range []string{"/dev/kvm", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt"} {
+		_ = unix.Unmount(hidden, unix.MNT_DETACH)
+	}
+	_ = os.RemoveAll(h.dir)
+}
+
+// runTests runs the tests, on a libvirt of their own if that is asked for.
+func runTests(m *testing.M) int {
+	if !onLibvirtHost() {
+		return m.Run()
+	}
+	h, err := startLibvirtHost()
+	defer h.end()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "start libvirt:", err)
+		return 1
+	}
+	theLibvirt = h
+	return m.Run()
+}
