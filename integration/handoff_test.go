@@ -108,8 +108,10 @@ func (l *handoffLab) requireNothingLost() {
 
 // TestHandoff moves an application there and back while a client works with it and it rewrites
 // its data. Afterwards it is an instance like any other.
-func TestHandoff(t *testing.T) {
-	l := newHandoffLab(t, cloudlets.Options{Count: 2})
+func TestHandoff(t *testing.T) { handoffThereAndBack(t, cloudlets.Options{Count: 2}) }
+
+func handoffThereAndBack(t *testing.T, options cloudlets.Options) {
+	l := newHandoffLab(t, options)
 	l.begin()
 	a, b := l.Cloudlets[0], l.Cloudlets[1]
 	id := l.in.ID

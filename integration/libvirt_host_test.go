@@ -59,10 +59,24 @@ func startLibvirtHost() (*libvirtHost, error) {
 	if err := os.WriteFile(filepath.Join(dir, "libvirtd.conf"), []byte(conf), 0o600); err != nil {
 		return h, err
 	}
-	if h.logd, err = h.run("virtlogd"); err != nil {
+	if h.logd, err = h.run("virtlogd", "-p", filepath.Join(dir, "virtlogd.pid")); err != nil {
+		return h, err
+	}
+	if err := h.await("virtlogd", func() bool { _, err := os.Stat("/run/libvirt/virtlogd-sock"); return err == nil }); err != nil {
 		return h, err
 	}
 	return h, h.start()
+}
+
+// await waits until a daemon is of use.
+func (h *libvirtHost) await(name string, up func() bool) error {
+	for end := time.Now().Add(30 * time.Second); !up(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			log, _ := os.ReadFile(filepath.Join(h.dir, name+".log"))
+			return fmt.Errorf("%s does not answer: %s", name, log)
+		}
+	}
+	return nil
 }
 
 // run starts a daemon, whose log goes to the host's folder.
@@ -77,22 +91,12 @@ func (h *libvirtHost) run(name string, args ...string) (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-const libvirtSocket = "/run/libvirt/libvirt-sock"
-
 // start starts libvirtd and waits until it listens.
 func (h *libvirtHost) start() (err error) {
 	if h.daemon, err = h.run("libvirtd", "-f", filepath.Join(h.dir, "libvirtd.conf"), "-p", filepath.Join(h.dir, "libvirtd.pid")); err != nil {
 		return err
 	}
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if exec.Command("virsh", "-c", "qemu:///system", "version").Run() == nil {
-			return nil
-		}
-		if time.Now().After(end) {
-			log, _ := os.ReadFile(filepath.Join(h.dir, "libvirtd.log"))
-			return fmt.Errorf("libvirtd does not answer: %s", log)
-		}
-	}
+	return h.await("libvirtd", func() bool { return exec.Command("virsh", "-c", "qemu:///system", "version").Run() == nil })
 }
 
 // stop ends libvirtd as a restart of its service does, or by force.
@@ -116,7 +120,9 @@ func (h *libvirtHost) end() {
 	for _, hidden := range []string{"/dev/kvm", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt"} {
 		_ = unix.Unmount(hidden, unix.MNT_DETACH)
 	}
-	_ = os.RemoveAll(h.dir)
+	if os.Getenv("CLOUDLET_TEST_KEEP") == "" {
+		_ = os.RemoveAll(h.dir)
+	}
 }
 
 // runTests runs the tests, on a libvirt of their own if that is asked for.

@@ -105,7 +105,10 @@ func openLibvirt(u uri) (library, error) {
 	c, err := libvirt.NewConnect(string(u))
 	if err != nil {
 		leaveLoop()
-		return nil, fmt.Errorf("%w: %w", ErrNoLibvirt, libraryError(err))
+		if err = libraryError(err); !errors.Is(err, ErrNoLibvirt) {
+			err = fmt.Errorf("%w: %w", ErrNoLibvirt, err)
+		}
+		return nil, err
 	}
 	l := &connection{c: c, broken: make(chan struct{})}
 	if u.root() == "" { // an embedded driver is always there
@@ -257,22 +260,22 @@ func libraryError(err error) error {
 	}
 	switch e.Code {
 	case libvirt.ERR_NO_DOMAIN:
-		return fmt.Errorf("%w: %w", errNoDomain, err)
+		return fmt.Errorf("%w: %s", errNoDomain, e.Message)
 	case libvirt.ERR_DOM_EXIST:
-		return fmt.Errorf("%w: %w", ErrNameTaken, err)
+		return fmt.Errorf("%w: %s", ErrNameTaken, e.Message)
 	case libvirt.ERR_OPERATION_INVALID:
 		if strings.Contains(e.Message, "not running") {
-			return fmt.Errorf("%w: %w", errNotRunning, err)
+			return fmt.Errorf("%w: %s", errNotRunning, e.Message)
 		}
 	case libvirt.ERR_OPERATION_FAILED:
 		if strings.Contains(e.Message, "already ") && strings.Contains(e.Message, "domain '") {
-			return fmt.Errorf("%w: %w", ErrNameTaken, err)
+			return fmt.Errorf("%w: %s", ErrNameTaken, e.Message)
 		}
 	case libvirt.ERR_NO_CONNECT, libvirt.ERR_INVALID_CONN, libvirt.ERR_AUTH_FAILED, libvirt.ERR_AUTH_CANCELLED, libvirt.ERR_AUTH_UNAVAILABLE:
-		return fmt.Errorf("%w: %w", ErrNoLibvirt, err)
+		return fmt.Errorf("%w: %s", ErrNoLibvirt, e.Message)
 	}
 	if e.Domain == libvirt.FROM_RPC || e.Code == libvirt.ERR_RPC {
-		return fmt.Errorf("%w: %w", ErrNoLibvirt, err)
+		return fmt.Errorf("%w: %s", ErrNoLibvirt, e.Message)
 	}
-	return err
+	return errors.New("libvirt: " + e.Message)
 }

@@ -86,6 +86,13 @@ func (c *Cloudlet) Start(ctx context.Context, args ...string) error {
 	}
 	defer log.Close()
 	all := append([]string{"--state", c.State, "serve", "--listen", fmt.Sprintf("%s:%d", c.Host, port), "--insecure", "--advertise", c.URL, "--drain", "2s"}, c.lab.Serve...)
+	if c.lab.ServeEach != nil {
+		own, err := c.lab.ServeEach(c)
+		if err != nil {
+			return err
+		}
+		all = append(all, own...)
+	}
 	cmd := exec.Command(c.lab.Program, append(all, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	// In a group of its own: Ctrl-C is for this process, which ends the daemon at last.

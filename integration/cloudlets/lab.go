@@ -31,6 +31,8 @@ type Options struct {
 	Network   Network  // between cloudlets
 	Disk      int64    // bytes of a disk, in memory, of each cloudlet's own; 0: all share that of Dir
 	Serve     []string // more arguments of each `cloudlet serve`
+	// ServeEach, if not nil, returns more arguments of one cloudlet's.
+	ServeEach func(c *Cloudlet) ([]string, error)
 	Log       io.Writer
 }
 
