@@ -14,6 +14,7 @@ import (
 
 	"cloudlet/api"
 	"cloudlet/integration/cloudlets"
+	"cloudlet/integration/need"
 
 	"github.com/stretchr/testify/require"
 )
@@ -24,12 +25,12 @@ const onLibvirt = `^(TestLibvirt|TestMainJob|TestSecondInstance|TestReset|TestDa
 // TestLibvirt runs tests on a libvirt that is configured as on a new host: in a mount namespace,
 // so that neither the machine's own libvirt nor its files are touched.
 func TestLibvirt(t *testing.T) {
-	need(t)
+	needVMs(t)
 	if onLibvirtHost() {
 		testOnLibvirtHost(t)
 		return
 	}
-	needRoot(t, "start a libvirt for the system")
+	need.Root(t, "start a libvirt for the system")
 	needLibvirt(t)
 	bin, err := os.Executable()
 	require.NoError(t, err)
@@ -48,14 +49,14 @@ func needLibvirt(t *testing.T) {
 	t.Helper()
 	for _, program := range []string{"libvirtd", "virtlogd", "virsh", "unshare"} {
 		if _, err := exec.LookPath(program); err != nil {
-			skip(t, err.Error()+": run make deps")
+			need.Skip(t, err.Error()+": run make deps")
 		}
 	}
 	sharedOnce.Do(setUp)
 	require.NoError(t, shared.err)
 	out, _ := exec.Command(shared.bin, "--state", t.TempDir(), "--vmm", "libvirt:qemu:///embed?root="+t.TempDir(), "doctor").CombinedOutput()
 	if strings.Contains(string(out), "built without libvirt") {
-		skip(t, "the program is built without libvirt: use make test, or GOFLAGS=-tags=libvirt_dlopen")
+		need.Skip(t, "the program is built without libvirt: use make test, or GOFLAGS=-tags=libvirt_dlopen")
 	}
 }
 
@@ -253,7 +254,7 @@ func libvirtAbsent(t *testing.T) {
 
 // TestHandoffLibvirt moves an application from a host with libvirt to one without, and back.
 func TestHandoffLibvirt(t *testing.T) {
-	needRoot(t, "let libvirt run QEMU as root")
+	need.Root(t, "let libvirt run QEMU as root")
 	needLibvirt(t)
 	handoffThereAndBack(t, cloudlets.Options{Count: 2, ServeEach: func(c *cloudlets.Cloudlet) ([]string, error) {
 		if c.Name != "a" {
