@@ -58,7 +58,8 @@ var presets = map[string]Strategy{
 	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10, Order: OrderCold},
 	// What the seeds of this field did: xdelta3, then LZMA.
 	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
-	"small":  {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 4 << 20, HotSize: 64 << 10, Order: OrderSimilar},
+	// Larger frames are smaller, but a guest far away waits for more of what it does not want.
+	"small": {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 256 << 10, HotSize: 64 << 10, Order: OrderSimilar},
 }
 
 // Strategies lists the names of the presets.

@@ -44,8 +44,10 @@ overlay's id.
 
 How to choose: **balanced** is the default, and what a guest waits for is decoded at its speed.
 **fast** where somebody waits for the overlay to be made, as in a handoff. **small** where the
-link is the slowest part and creating may take minutes: its cold frames hold 4 MiB, so a page
-that no profile foresaw costs the transfer and decoding of that much. **elijah** is what the seeds of this
+whole overlay must come over a slow link, and creating may take minutes. Larger cold frames make
+it smaller still (frame=1M, frame=4M), but a page that no profile foresaw then costs the transfer
+and decoding of that much, and the first response comes later than by balanced: see
+` + "`benchlazy -strategies`" + `. **elijah** is what the seeds of this
 field did, to compare with. Parameters change one thing: ` + "`balanced,delta=dict,level=4`" + `.
 
 Size is frames and index, without device state and touch profile. *vs ref* is a share of the

@@ -53,7 +53,9 @@ func factors() []variant {
 		list = append(list, variant{Factor: "deduplication", Label: d.label, Strategy: standard, Without: d.off})
 	}
 	one("together", "frame=256K,level=4", "frame=1M,level=4", "order=address,frame=1M", "codec=xz,frame=4M")
-	list = append(list, variant{Factor: "small", Label: "small,frame=1M", Strategy: "small,frame=1M"})
+	for _, s := range []string{"small,frame=1M", "small,frame=4M"} {
+		list = append(list, variant{Factor: "small", Label: s, Strategy: s})
+	}
 	return list
 }
 
