@@ -23,10 +23,26 @@ need ip iproute2
 need curl curl
 need jq jq
 need openstack python3-openstackclient
+need libvirtd libvirt-daemon
+need virsh libvirt-clients
+[ -e /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so ] || missing="$missing libvirt-daemon-driver-qemu"
 for program; do need "$program" "$program"; done
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
 
-[ -z "$missing" ] && exit 0
+# What libvirt-daemon-system would make, whose services the tests do without.
+user() {
+	id libvirt-qemu >/dev/null 2>&1 && return
+	if [ "$(id -u)" != 0 ]; then
+		echo "run: sudo useradd --system --no-create-home libvirt-qemu"
+		exit 1
+	fi
+	useradd --system --no-create-home libvirt-qemu
+}
+
+if [ -z "$missing" ]; then
+	user
+	exit 0
+fi
 echo "missing packages:$missing"
 if [ "$(id -u)" != 0 ]; then
 	echo "run: sudo apt-get update && sudo apt-get install -y --no-install-recommends$missing"
@@ -37,3 +53,4 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086
 apt-get install -y -qq --no-install-recommends $missing
+user

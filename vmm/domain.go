@@ -126,6 +126,17 @@ func (d *domain) admit(vm *VM, l *line) error {
 
 // come makes libvirt start QEMU, paused: booted, or restored from an image that is made here.
 func (d *domain) come(ctx context.Context, vm *VM, l line, xml string) error {
+	limit, cancel := context.WithTimeoutCause(ctx, startTimeout,
+		fmt.Errorf("libvirt has not started it within %v: see the log of its daemon", startTimeout))
+	defer cancel()
+	err := d.demand(limit, vm, l, xml)
+	if err != nil && ctx.Err() == nil && limit.Err() != nil {
+		return fmt.Errorf("%w: %w", ErrNoLibvirt, context.Cause(limit))
+	}
+	return err
+}
+
+func (d *domain) demand(ctx context.Context, vm *VM, l line, xml string) error {
 	if !l.incoming {
 		return d.ask(ctx, func(lib library) error { return lib.create(xml) })
 	}

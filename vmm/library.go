@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"time"
 )
 
 // ErrNoLibvirt means that libvirt cannot be had: this program is built without it, its library
@@ -212,9 +213,22 @@ func (c *connections) open(u uri, s *slot) (library, error) {
 	return lib, nil
 }
 
+// closeGrace is how long calls under way may take when the connections are closed. A daemon
+// that hangs keeps them for ever; then they end with this process.
+const closeGrace = 10 * time.Second
+
 // close waits for all calls and closes the connections.
 func (c *connections) close() error {
-	c.calls.Wait()
+	done := make(chan struct{})
+	go func() { // ends with the calls
+		defer close(done)
+		c.calls.Wait()
+	}()
+	select {
+	case <-done:
+	case <-time.After(closeGrace):
+		return fmt.Errorf("%w: calls have not returned within %v: see the log of libvirt's daemon", ErrNoLibvirt, closeGrace)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error
