@@ -5,6 +5,7 @@
 # make bench-api   what the API costs, a crowd of clients, many at once, the daemon's start
 # make bench-handoff  handoffs over links, beside zstd -3 and QEMU's own migration
 # make bench-lazy  first response over slow links, by every way to bring an overlay
+# make bench-libvirt  first response through libvirt, beside QEMU alone (after make demo)
 # make bench-strategies   overlay strategies compared, on every guest that is prepared in build (make demo guests)
 # make guests more real guests for bench-strategies: a database with data, a Node service
 # make mutants    changes the handoff machines, one place at a time: a test must notice each
@@ -28,7 +29,7 @@ export CGO_ENABLED := 0
 BUILT := without libvirt: no C compiler was found, or CGO_ENABLED is 0
 endif
 
-.PHONY: build guest guests demo demo-handoff bench-api bench-handoff bench-lazy bench-strategies test test-faults mutants check deps clean
+.PHONY: build guest guests demo demo-handoff bench-api bench-handoff bench-lazy bench-libvirt bench-strategies test test-faults mutants check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -52,6 +53,9 @@ bench-handoff: deps build
 bench-lazy: build
 	@sh integration/deps.sh nbdkit
 	$(GO) run ./integration/cmd/benchlazy -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)/bench-lazy.json -svg $(BUILD)/bench-lazy.svg
+
+bench-libvirt: deps
+	$(GO) test -count=1 -timeout 20m -run TestLibvirtPairs -v ./integration -args -pairs $(CURDIR)/$(BUILD)/demo
 
 guests: deps build
 	$(GO) run ./integration/cmd/guests -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)
