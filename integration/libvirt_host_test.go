@@ -42,17 +42,20 @@ func startLibvirtHost() (*libvirtHost, error) {
 			return h, fmt.Errorf("hide %s: %w", hidden, err)
 		}
 	}
-	// A host where QEMU's user cannot open /dev/kvm is not in order: doctor says so.
-	if _, err := os.Stat("/dev/kvm"); err == nil {
-		node := filepath.Join(dir, "kvm")
-		if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 232))); err != nil {
-			return h, fmt.Errorf("make kvm: %w", err)
+	// Devices that everybody may open, as on a host that is in order.
+	for path, minor := range map[string]uint32{"/dev/kvm": 232, "/dev/fuse": 229} {
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		node := filepath.Join(dir, filepath.Base(path))
+		if err := unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, minor))); err != nil {
+			return h, fmt.Errorf("make %s: %w", path, err)
 		}
 		if err := os.Chmod(node, 0o666); err != nil {
 			return h, err
 		}
-		if err := unix.Mount(node, "/dev/kvm", "", unix.MS_BIND, ""); err != nil {
-			return h, fmt.Errorf("show kvm: %w", err)
+		if err := unix.Mount(node, path, "", unix.MS_BIND, ""); err != nil {
+			return h, fmt.Errorf("show %s: %w", path, err)
 		}
 	}
 	conf := "auth_unix_rw = \"none\"\nunix_sock_group = \"root\"\n"
@@ -117,7 +120,7 @@ func (h *libvirtHost) end() {
 		_ = h.logd.Process.Kill()
 		_ = h.logd.Wait()
 	}
-	for _, hidden := range []string{"/dev/kvm", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt"} {
+	for _, hidden := range []string{"/dev/kvm", "/dev/fuse", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt"} {
 		_ = unix.Unmount(hidden, unix.MNT_DETACH)
 	}
 	if os.Getenv("CLOUDLET_TEST_KEEP") == "" {

@@ -2,18 +2,21 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"cloudlet/api"
 	"cloudlet/integration/cloudlets"
+	"cloudlet/integration/guest"
 	"cloudlet/integration/need"
 
 	"github.com/stretchr/testify/require"
@@ -66,7 +69,7 @@ func testOnLibvirtHost(t *testing.T) {
 		test func(*testing.T)
 	}{
 		{"virsh", libvirtSeen}, {"touches", libvirtTouches}, {"restart", libvirtRestart}, {"unreachable", libvirtUnreachable},
-		{"disk error", libvirtDiskError}, {"absent", libvirtAbsent},
+		{"disk error", libvirtDiskError}, {"absent", libvirtAbsent}, {"session", libvirtSession},
 	} {
 		t.Run(tt.name, tt.test)
 	}
@@ -250,6 +253,60 @@ func libvirtAbsent(t *testing.T) {
 	l.fails(2, "want QEMU on this host", "--vmm", "libvirt:qemu+ssh://elsewhere/system", "run", l.base)
 	l.fails(2, "use qemu, libvirt", "--vmm", "xen", "run", l.base)
 	require.Empty(t, l.leftovers())
+}
+
+// nobody is the user and group of the session test.
+const nobody = 65534
+
+// libvirtSession: an ordinary user's own libvirt, without any configuration.
+func libvirtSession(t *testing.T) {
+	l := newLab(t)
+	home, err := os.MkdirTemp("", "session-")
+	require.NoError(t, err)
+	state := filepath.Join(home, "state")
+	for _, args := range [][]string{{"cp", "-a", l.state, state}, {"mkdir", filepath.Join(home, "run")}, {"chown", "-R", fmt.Sprintf("%d:%d", nobody, nobody), home}} {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v: %s", args, out)
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = "/"
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_RUNTIME_DIR=" + filepath.Join(home, "run"), "XDG_CACHE_HOME=" + filepath.Join(home, "cache")}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.Output()
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("%s %v: %v: %s", name, args, err, exit.Stderr)
+		}
+		require.NoError(t, err)
+		return strings.TrimSpace(string(out))
+	}
+	cloudlet := func(args ...string) string {
+		t.Helper()
+		return run(shared.bin, append([]string{"--state", state, "--vmm", "libvirt"}, args...)...)
+	}
+	t.Cleanup(func() { // daemons that libvirt has started for the user
+		for _, name := range []string{"libvirtd", "virtlogd"} {
+			text, err := os.ReadFile(filepath.Join(home, "run/libvirt", name+".pid"))
+			if err != nil {
+				continue
+			}
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGTERM)
+				eventually(t, name+" ends", func() bool { return syscall.Kill(pid, 0) != nil })
+			}
+		}
+		require.NoError(t, os.RemoveAll(home))
+	})
+	var in api.Instance
+	require.NoError(t, json.Unmarshal([]byte(cloudlet("run", l.base, "--probe", fmt.Sprintf("%d/healthz", guest.Port), "--timeout", "2m", "--json")), &in))
+	ask(t, in, "GET", "/")
+	require.Contains(t, run("virsh", "-c", "qemu:///session", "list", "--name"), "cloudlet-"+in.ID)
+	require.Contains(t, cloudlet("overlay", "create", in.ID, "--json"), `"parent"`)
+	run("virsh", "-c", "qemu:///session", "destroy", "cloudlet-"+in.ID)
+	require.Contains(t, cloudlet("ps", "--all"), "destroyed through libvirt")
+	cloudlet("rm", in.ID)
 }
 
 // TestHandoffLibvirt moves an application from a host with libvirt to one without, and back.

@@ -1,4 +1,5 @@
-// Package vmm starts, stops, captures and resumes virtual machines in QEMU.
+// Package vmm starts, stops, captures and resumes virtual machines in QEMU, which it starts
+// itself or lets libvirt start.
 //
 // A VM lives in a folder of its own: its monitor and console sockets, its serial log, the
 // writable top layer of its disk, and what is known about its process. Everything needed
@@ -12,6 +13,32 @@
 // QEMU, since huge-page advice makes the kernel read 4 MiB around every first touch of a
 // lazily served memory file. It stays QEMU's parent and records how QEMU ended. Killing the
 // launcher does not harm QEMU; then only the exit status is lost.
+//
+// # Libvirt
+//
+// A VM of Libvirt is a transient domain; what has started a VM stands in its folder, and whoever
+// adopts it drives it by that. Captures, rounds and disk layers are the same code for both: what
+// differs is small (driver). The guest sees the same machine, to the addresses of its devices,
+// so bases and states go both ways.
+//
+// A resume is a restore of a save image that is assembled here: the domain's XML, then the
+// device state without the traces of x-ignore-shared, of which libvirt's QEMU is not told. The
+// stream holds no page of the guest's memory; that is our file, by an option for QEMU itself.
+// The restored domain is paused: only when /proc/PID/maps shows our file does it run.
+//
+// The emulator is this program by another name (RunEmulator): it installs the launcher's filter
+// and becomes QEMU in the same process. The monitor is libvirt's, which passes our commands on,
+// one client at a time by a lock in the VM's folder, and follows QEMU's events: it knows of
+// pauses and ends. Layers come and go in QEMU only, under the one that libvirt knows, so its
+// list of disks and its return after a restart stay right. Libvirt's own verbs start and end
+// VMs. How one ended is read from its log, since no parent of ours is there to see it.
+//
+// Where QEMU is another user, files of the VM are given to it, and folders on the way to them
+// let its group pass, as far as they are below Libvirt.Dir. Libvirt is told to change no owners.
+// A process of that user looks before the start whether everything can be opened.
+//
+// Libvirt's calls cannot be interrupted: when a context ends its caller goes on, and the call
+// by itself; QEMU.Close waits for it, but not for ever.
 //
 // # Memory
 //
@@ -63,7 +90,7 @@
 //
 // # Concurrency
 //
-// QEMU, VM, Rounds and Residue are safe for concurrent use. The monitor serves one client at
+// QEMU, Libvirt, VM, Rounds and Residue are safe for concurrent use. The monitor serves one client at
 // a time: operations connect, work and leave; a second one waits, bounded by its context.
 // One Residue of Capture or one Rounds of a VM exists at a time, in all processes together;
 // Release or Close ends it. Rounds of a VM run one after the other, and Release waits for
