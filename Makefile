@@ -55,7 +55,7 @@ bench-lazy: build
 	$(GO) run ./integration/cmd/benchlazy -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)/bench-lazy.json -svg $(BUILD)/bench-lazy.svg
 
 bench-libvirt: deps
-	$(GO) test -count=1 -timeout 20m -run TestLibvirtPairs -v ./integration -args -pairs $(CURDIR)/$(BUILD)/demo
+	$(GO) test -count=1 -timeout 20m -tags pairs,libvirt_dlopen -run TestLibvirtPairs -v ./integration -args -pairs $(CURDIR)/$(BUILD)/demo
 
 guests: deps build
 	$(GO) run ./integration/cmd/guests -cloudlet $(BUILD)/cloudlet -guest $(BUILD)/appguest -dir $(BUILD)/demo -o $(BUILD)

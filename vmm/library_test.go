@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"cloudlet/integration/need"
 )
 
 // fakeLibrary is a libvirt that is whatever a test wants it to be.
@@ -302,9 +304,7 @@ func TestAdoptEndedDomain(t *testing.T) {
 
 // What QEMU's user cannot open is named, by a process of that user.
 func TestAccountCheck(t *testing.T) {
-	if os.Geteuid() != 0 {
-		skip(t, "only root can be another user")
-	}
+	need.Root(t, "be another user")
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	root, err := os.MkdirTemp("", "vmm")
