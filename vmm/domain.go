@@ -63,7 +63,7 @@ func (d *domain) start(ctx context.Context, vm *VM, l line, on func(string), beg
 		return fmt.Errorf("start domain %s: %w", d.Name, err)
 	}
 	spec := domainSpec{
-		name: d.Name, uuid: d.UUID, emulator: d.Emulator, log: filepath.Join(vm.dir, serialLog),
+		name: d.Name, title: d.Title, uuid: d.UUID, emulator: d.Emulator, log: filepath.Join(vm.dir, serialLog),
 		console: filepath.Join(vm.dir, serialSocket), account: d.Account, label: d.Label,
 	}
 	if len(spec.console) > maxConsole {

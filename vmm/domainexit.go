@@ -53,6 +53,7 @@ func (u uri) logFile(name string) string {
 // exit asks libvirt's log how QEMU ended, once libvirt knows that it has, and keeps it.
 func (d *domain) exit(ctx context.Context, vm *VM) (Exit, error) {
 	if _, err := os.Lstat(filepath.Join(vm.dir, exitFile)); err == nil {
+		d.conns.forget(d.UUID)
 		return vm.exit()
 	}
 	var want ending

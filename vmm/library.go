@@ -121,6 +121,13 @@ func (c *connections) know(uuid, dir string) {
 	c.dirs[uuid] = dir
 }
 
+// forget forgets a domain that has ended.
+func (c *connections) forget(uuid string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.dirs, uuid)
+}
+
 // known returns the folder of a domain's VM.
 func (c *connections) known(uuid string) (dir string, ok bool) {
 	c.mu.Lock()

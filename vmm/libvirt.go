@@ -37,6 +37,7 @@ const leastLibvirt = 8_002_000
 type domainInfo struct {
 	URI      uri     `json:"uri"`
 	Name     string  `json:"name"`
+	Title    string  `json:"title,omitempty"`
 	UUID     string  `json:"uuid"`
 	Emulator string  `json:"emulator"`
 	Dir      string  `json:"dir"`
@@ -117,7 +118,7 @@ func (v *Libvirt) Probe(ctx context.Context) (Host, error) {
 // Boot is QEMU.Boot, as a domain. Its memory file and its disk become QEMU's user's, until
 // SaveBase.
 func (v *Libvirt) Boot(ctx context.Context, dir string, s BootSpec) (*VM, error) {
-	d, err := v.newDomain(ctx, s.Name)
+	d, err := v.newDomain(ctx, s.Name, s.Title)
 	if err != nil {
 		return nil, fmt.Errorf("boot VM: %w", err)
 	}
@@ -126,7 +127,7 @@ func (v *Libvirt) Boot(ctx context.Context, dir string, s BootSpec) (*VM, error)
 
 // Resume is QEMU.Resume, as a domain.
 func (v *Libvirt) Resume(ctx context.Context, dir string, s ResumeSpec, on func(event string)) (*VM, error) {
-	d, err := v.newDomain(ctx, s.Name)
+	d, err := v.newDomain(ctx, s.Name, s.Title)
 	if err != nil {
 		return nil, fmt.Errorf("resume VM: %w", err)
 	}
@@ -136,7 +137,7 @@ func (v *Libvirt) Resume(ctx context.Context, dir string, s ResumeSpec, on func(
 var domainName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$`)
 
 // newDomain makes up the domain of a new VM.
-func (v *Libvirt) newDomain(ctx context.Context, name string) (*domainInfo, error) {
+func (v *Libvirt) newDomain(ctx context.Context, name, title string) (*domainInfo, error) {
 	f, err := v.facts(ctx)
 	if err != nil {
 		return nil, err
@@ -153,7 +154,7 @@ func (v *Libvirt) newDomain(ctx context.Context, name string) (*domainInfo, erro
 		return nil, fmt.Errorf("name of domain %.100q: use letters, digits and _.+-, at most 100", name)
 	}
 	return &domainInfo{
-		URI: uri(v.URI), Name: name, UUID: id, Emulator: emulator, Dir: v.Dir, Account: f.account, Label: f.label,
+		URI: uri(v.URI), Name: name, Title: title, UUID: id, Emulator: emulator, Dir: v.Dir, Account: f.account, Label: f.label,
 	}, nil
 }
 

@@ -100,7 +100,7 @@ func openLibvirt(u uri) (library, error) {
 		}
 	}
 	if err := joinLoop(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: its library cannot be used (%w): install libvirt0, or use --vmm qemu", ErrNoLibvirt, err)
 	}
 	c, err := libvirt.NewConnect(string(u))
 	if err != nil {
@@ -108,7 +108,7 @@ func openLibvirt(u uri) (library, error) {
 		if err = libraryError(err); !errors.Is(err, ErrNoLibvirt) {
 			err = fmt.Errorf("%w: %w", ErrNoLibvirt, err)
 		}
-		return nil, err
+		return nil, fmt.Errorf("%w: see that its daemon runs and lets this user in, or use --vmm qemu", err)
 	}
 	l := &connection{c: c, broken: make(chan struct{})}
 	if u.root() == "" { // an embedded driver is always there

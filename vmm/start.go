@@ -25,6 +25,7 @@ type BootSpec struct {
 	Initrd     string // where Machine.Initrd is set
 	Forwards   []Forward
 	Name       string // of the domain, where libvirt starts it; "": made up
+	Title      string // beside the name, for people
 }
 
 // ResumeSpec says what to resume.
@@ -42,6 +43,7 @@ type ResumeSpec struct {
 	Forwards []Forward
 	Paused   bool   // leave the VM paused once its state is loaded
 	Name     string // of the domain, where libvirt starts it; "": made up
+	Title    string // beside the name, for people
 }
 
 // vmInfo is the state of a VM's folder that must outlive the process that made it.

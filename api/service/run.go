@@ -246,7 +246,7 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 	}
 	spec := vmm.ResumeSpec{
 		Machine: m, Memory: s.mountPath(r.Mount, "fs", "memory"), Disk: s.mountPath(r.Mount, "fs", "disk"),
-		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused, Name: domainOf(r.ID),
+		DiskSize: l.base.Size(overlay.Disk), State: state, Forwards: forwards, Paused: paused, Name: domainOf(r.ID), Title: r.Name,
 		Ready: func(ctx context.Context) error {
 			defer t.mark("mounted")
 			return s.mount(ctx, l, r.Mount, prefetch)
