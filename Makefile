@@ -71,8 +71,8 @@ bench-strategies: deps
 test test-faults: export CLOUDLET_NO_SKIP := $(CLOUDLET_NO_SKIP)
 
 test: guest
-	$(GO) test -timeout 10m $(PACKAGES)
-	$(GO) test -timeout 20m ./integration
+	$(GO) test -timeout 20m $(PACKAGES)
+	$(GO) test -timeout 40m ./integration
 
 test-faults: guest
 	$(GO) test -tags faults -timeout 90m -run TestFaults -v ./integration
@@ -89,7 +89,7 @@ check: guest
 	$(GO) tool staticcheck -tags libvirt_dlopen ./vmm
 	$(GO) mod tidy -diff
 	$(GO) test -run TestImports ./integration
-	$(GO) test -race -timeout 15m $(PACKAGES)
+	$(GO) test -race -timeout 30m $(PACKAGES)
 	GOMAXPROCS=1 $(GO) test -timeout 10m ./fusefs
 
 deps:
