@@ -63,8 +63,7 @@ func leaveLoop() {
 	}
 	close(l.ending)
 	// A timer that is due wakes the loop.
-	var timer int
-	timer, err := libvirt.EventAddTimeout(0, func(int) { libvirt.EventUpdateTimeout(timer, -1) })
+	timer, err := libvirt.EventAddTimeout(0, func(timer int) { libvirt.EventUpdateTimeout(timer, -1) })
 	if err == nil {
 		<-l.stopped
 		_ = libvirt.EventRemoveTimeout(timer)
