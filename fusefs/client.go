@@ -43,6 +43,11 @@ func (c *Control) Touches(ctx context.Context) ([]Touch, error) {
 	return list, err
 }
 
+// Begin does what Server.Begin does.
+func (c *Control) Begin(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/begin", nil)
+}
+
 // Abort does what Server.Abort does.
 func (c *Control) Abort(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/abort", nil)

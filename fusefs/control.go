@@ -28,7 +28,8 @@ type Status struct {
 	Image json.RawMessage `json:"image,omitempty"`
 }
 
-// control serves GET /status, GET /touches, POST /abort and POST /unmount?force=1 to root and the own user.
+// control serves GET /status, GET /touches, POST /begin, POST /abort and POST /unmount?force=1
+// to root and the own user.
 type control struct {
 	server   *Server
 	listener net.Listener
@@ -60,6 +61,7 @@ func listenControl(s *Server, path string) (*control, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", c.status)
 	mux.HandleFunc("GET /touches", c.touches)
+	mux.HandleFunc("POST /begin", c.begin)
 	mux.HandleFunc("POST /abort", c.abort)
 	mux.HandleFunc("POST /unmount", c.unmount)
 	c.http = &http.Server{
@@ -142,6 +144,11 @@ func (c *control) status(w http.ResponseWriter, r *http.Request) {
 
 func (c *control) touches(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, c.server.Touches())
+}
+
+func (c *control) begin(w http.ResponseWriter, r *http.Request) {
+	c.server.Begin()
+	reply(w, http.StatusOK, struct{}{})
 }
 
 func (c *control) abort(w http.ResponseWriter, r *http.Request) {

@@ -35,14 +35,18 @@ func (s *Server) Push(ctx context.Context, file string, p []byte, off int64) (in
 	return 0, fmt.Errorf("push %s: there is no such file", file)
 }
 
-// Idle returns for how long no read of memory or disk has begun: since the mount, if none has,
-// and 0 while one has no answer.
-func (s *Server) Idle() time.Duration {
-	if s.memory.busy() || s.disk.busy() {
-		return 0
+// Begin notes that a guest runs on the files, from now on.
+func (s *Server) Begin() { s.begun.Store(time.Now().UnixNano()) }
+
+// Idle returns for how long a guest that runs has begun no read of memory or disk: since
+// [Server.Begin], if it has begun none, 0 while one has no answer. Before, nobody knows what
+// the guest wants, and running is false.
+func (s *Server) Idle() (d time.Duration, running bool) {
+	begun := s.begun.Load()
+	if begun == 0 || s.memory.busy() || s.disk.busy() {
+		return 0, begun != 0
 	}
-	last := max(s.memory.last.Load(), s.disk.last.Load(), s.started.UnixNano())
-	return time.Since(time.Unix(0, last))
+	return time.Since(time.Unix(0, max(s.memory.last.Load(), s.disk.last.Load(), begun))), true
 }
 
 func (f *fileNode) push(ctx context.Context, p []byte, off int64) (pushed int, err error) {

@@ -69,6 +69,28 @@ func TestPushRefuses(t *testing.T) {
 	}
 }
 
+// TestIdle: before a guest runs nobody knows what it wants, however long nothing is read.
+func TestIdle(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	s, dir := mount(t, Options{Socket: socket})
+	idle, running := s.Idle()
+	require.False(t, running)
+	require.Zero(t, idle)
+	before := time.Now()
+	require.NoError(t, Dial(socket).Begin(t.Context()))
+	require.Eventually(t, func() bool {
+		idle, running := s.Idle()
+		require.True(t, running)
+		return idle > time.Millisecond
+	}, 10*time.Second, time.Millisecond)
+	idle, _ = s.Idle()
+	require.LessOrEqual(t, idle, time.Since(before), "the time before it ran does not count")
+	before = time.Now()
+	client(t, "pread", filepath.Join(dir, MemoryName), "0", "4096")
+	idle, _ = s.Idle()
+	require.LessOrEqual(t, idle, time.Since(before), "since the last read")
+}
+
 // TestPushBesideHeldRead pushes around a read that has no answer: its pages are locked by the
 // kernel, and a push of them would wait as long as it does.
 func TestPushBesideHeldRead(t *testing.T) {

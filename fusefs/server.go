@@ -8,6 +8,7 @@ import (
 	"log"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
@@ -33,6 +34,7 @@ type Server struct {
 	point, source string
 	entry         mountEntry
 	started       time.Time
+	begun         atomic.Int64 // when a guest began to run, Unix time in ns; 0: none has
 	readAheadErr  error
 	status        func() any
 	log           *slog.Logger

@@ -23,7 +23,7 @@ import (
 )
 
 // onLibvirt are the tests that also run where libvirt runs the VMs, as another user.
-const onLibvirt = `^(TestLibvirt|TestMainJob|TestSecondInstance|TestReset|TestDaemon|TestKillMount)$`
+const onLibvirt = `^(TestLibvirt|TestMainJob|TestSecondInstance|TestReset|TestDaemon|TestProfile|TestKillMount)$`
 
 // TestLibvirt runs tests on a libvirt that is configured as on a new host: in a mount namespace,
 // so that neither the machine's own libvirt nor its files are touched.

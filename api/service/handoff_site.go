@@ -288,6 +288,7 @@ func (t *site) Run(ctx context.Context, o handoff.Offer) error {
 		if err := vm.Continue(ctx); err != nil {
 			return ended(err)
 		}
+		t.s.guestRuns(ctx, r)
 	}
 	return t.s.updateRecord(ctx, r.ID, func(r *record) { r.State = api.Running })
 }

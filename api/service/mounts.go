@@ -247,6 +247,16 @@ func (s *Service) mountPID(key string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
+// guestRuns tells the mount of an instance that its guest runs. Without it the mount waits longer
+// before it takes the guest to be at rest.
+func (s *Service) guestRuns(ctx context.Context, r *record) {
+	bound, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := fusefs.Dial(s.mountPath(r.Mount, "control")).Begin(bound); err != nil {
+		s.log.Warn("the mount does not know that its guest runs", "instance", r.ID, "mount", r.Mount, "problem", err)
+	}
+}
+
 // describeMount asks a mount process how it is.
 func (s *Service) describeMount(ctx context.Context, key string) (*api.Mount, error) {
 	bound, cancel := context.WithTimeout(ctx, 2*time.Second)

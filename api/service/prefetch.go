@@ -19,6 +19,9 @@ const (
 	prefetchShare = 4
 	// restAfter is how long a guest has asked for nothing when it seems to have what it wants.
 	restAfter = 250 * time.Millisecond
+	// startMost is how long a guest may take to run: one that stays paused wants nothing.
+	startMost = 20 * time.Second
+	startPoll = 50 * time.Millisecond
 )
 
 // errFull ends a prefetch that has filled its share of the host's memory.
@@ -38,7 +41,7 @@ func prefetch(ctx context.Context, spec MountSpec, im *overlay.Image, srv *fusef
 		log.Warn("nothing is pushed", "err", err)
 		return
 	}
-	p := &pusher{im: im, srv: srv, log: log, room: room / prefetchShare}
+	p := &pusher{im: im, srv: srv, log: log, room: room / prefetchShare, begin: time.Now()}
 	auto := spec.Prefetch == api.PrefetchAuto
 	hot := profile != nil && (auto || spec.Prefetch == api.PrefetchProfile)
 	if hot && !p.bring(ctx, "profile", profile) {
@@ -57,7 +60,8 @@ type pusher struct {
 	srv     *fusefs.Server
 	log     *slog.Logger
 	room    int64 // bytes that may still be pushed
-	patient bool  // waits for the guest to be at rest
+	begin   time.Time
+	patient bool // waits for the guest to be at rest
 }
 
 // bring pushes the pages of profile, or without one what the overlays hold of memory, and
@@ -90,10 +94,14 @@ func (p *pusher) bring(ctx context.Context, what string, profile []overlay.Addr)
 	return err == nil
 }
 
-// await returns when the guest has asked for nothing for a while.
+// await returns when the guest runs and has asked for nothing for a while.
 func (p *pusher) await(ctx context.Context) error {
 	for p.patient {
-		wait := p.rest() - p.srv.Idle()
+		idle, running := p.srv.Idle()
+		wait := p.rest() - idle
+		if !running {
+			wait = min(startPoll, startMost-time.Since(p.begin))
+		}
 		if wait <= 0 {
 			break
 		}

@@ -262,6 +262,9 @@ func (s *Service) resume(ctx context.Context, r *record, l *launchImage, m vmm.M
 	if err != nil {
 		return nil, fmt.Errorf("resume image %.12s: %w", l.image.ID(), err)
 	}
+	if !paused {
+		s.guestRuns(ctx, r)
+	}
 	return vm, nil
 }
 
