@@ -92,7 +92,8 @@ func (vm *VM) whileStopped(ctx context.Context, c *qmp, f func() error) (pause t
 	return pause, os.Remove(filepath.Join(vm.dir, stoppedFile))
 }
 
-// runAgain lets the VM run again; on a new connection if the old one broke.
+// runAgain lets the VM run again; on a new connection if the old one broke. Where that is not
+// to be had either, as while libvirt restarts, whoever adopts the VM next lets it run.
 func (vm *VM) runAgain(ctx context.Context, c *qmp) error {
 	path := filepath.Join(vm.dir, stoppedFile)
 	if undo(ctx, c) == nil {
@@ -104,7 +105,10 @@ func (vm *VM) runAgain(ctx context.Context, c *qmp) error {
 	if alive, aliveErr := vm.procs.QEMU.alive(); aliveErr == nil && !alive {
 		return nil
 	}
-	return errors.Join(err, vm.Continue(ctx), os.Remove(path))
+	if cerr := vm.Continue(ctx); cerr != nil {
+		return errors.Join(err, fmt.Errorf("the VM is stopped until it is looked at again: %w", cerr))
+	}
+	return errors.Join(err, os.Remove(path))
 }
 
 // recoverCapture lets a VM run again that was stopped by a process which was killed.
