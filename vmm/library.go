@@ -97,6 +97,8 @@ func (u uri) session() bool {
 type connections struct {
 	// dial opens a connection; nil: by libvirt's library.
 	dial func(uri) (library, error)
+	// patience is how long do waits for a connection; 0: openTimeout.
+	patience time.Duration
 
 	calls sync.WaitGroup // under way, also those that nobody waits for any more
 	mu    sync.Mutex
@@ -107,9 +109,13 @@ type connections struct {
 
 // slot holds one connection.
 type slot struct {
-	gate chan struct{} // holds a value while somebody opens or takes the connection
-	lib  library       // nil: none
+	gate  chan struct{} // holds a value while somebody opens or takes the connection
+	lib   library       // nil: none
+	users *sync.WaitGroup
 }
+
+// openTimeout bounds the wait for a connection: a daemon that hangs takes it, and says nothing.
+const openTimeout = 15 * time.Second
 
 // know notes the folder of a domain's VM, for events.
 func (c *connections) know(uuid, dir string) {
@@ -169,10 +175,20 @@ func (c *connections) slot(u uri) *slot {
 }
 
 // do runs f with a connection, one that stands as far as is known. Libvirt's calls cannot be
-// interrupted: when ctx ends do returns, and f goes on by itself; done is called after f.
+// interrupted: when ctx ends do returns, and f, if it has begun, goes on by itself; done is
+// called after f.
 func (c *connections) do(ctx context.Context, u uri, f func(library) error, done func()) error {
 	if done == nil {
 		done = func() {}
+	}
+	patience := c.patience
+	if patience == 0 {
+		patience = openTimeout
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	hangs := func() error {
+		return fmt.Errorf("%w: %s has not answered within %v: see the log of its daemon, and restart that", ErrNoLibvirt, u, patience)
 	}
 	s := c.slot(u)
 	select {
@@ -180,17 +196,36 @@ func (c *connections) do(ctx context.Context, u uri, f func(library) error, done
 	case <-ctx.Done():
 		done()
 		return ctx.Err()
+	case <-timer.C:
+		done()
+		return hangs()
 	}
 	result := make(chan error, 1)
+	begin, left := make(chan struct{}), make(chan struct{})
+	defer close(left)
 	c.calls.Go(func() {
-		lib, err := c.open(u, s)
+		lib, users, err := c.open(u, s)
 		<-s.gate
 		if err == nil {
-			err = f(lib)
+			select {
+			case begin <- struct{}{}:
+				err = f(lib)
+			case <-left: // what was given up does not begin
+			}
+			users.Done()
 		}
 		done()
 		result <- err
 	})
+	select {
+	case <-begin:
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return hangs()
+	}
 	select {
 	case err := <-result:
 		return err
@@ -199,25 +234,31 @@ func (c *connections) do(ctx context.Context, u uri, f func(library) error, done
 	}
 }
 
-// open returns the slot's connection, made anew if it is broken; the caller holds the gate.
-func (c *connections) open(u uri, s *slot) (library, error) {
-	if s.lib != nil && s.lib.alive() {
-		return s.lib, nil
-	}
-	if s.lib != nil {
-		_ = s.lib.close() // of a daemon that is gone
+// open returns the slot's connection, made anew if it is broken, and counts its user; the
+// caller holds the gate. A broken connection is closed once the last of its users has left:
+// libvirt frees it.
+func (c *connections) open(u uri, s *slot) (library, *sync.WaitGroup, error) {
+	if s.lib != nil && !s.lib.alive() {
+		lib, users := s.lib, s.users
 		s.lib = nil
+		c.calls.Go(func() {
+			users.Wait()
+			_ = lib.close() // of a daemon that is gone
+		})
 	}
-	dial := c.dial
-	if dial == nil {
-		dial = openLibvirt
+	if s.lib == nil {
+		dial := c.dial
+		if dial == nil {
+			dial = openLibvirt
+		}
+		lib, err := dial(u)
+		if err != nil {
+			return nil, nil, fmt.Errorf("connect to libvirt at %s: %w", u, err)
+		}
+		s.lib, s.users = lib, new(sync.WaitGroup)
 	}
-	lib, err := dial(u)
-	if err != nil {
-		return nil, fmt.Errorf("connect to libvirt at %s: %w", u, err)
-	}
-	s.lib = lib
-	return lib, nil
+	s.users.Add(1)
+	return s.lib, s.users, nil
 }
 
 // closeGrace is how long calls under way may take when the connections are closed. A daemon

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -23,10 +24,11 @@ type fakeLibrary struct {
 	caps    string
 	answer  func(text string) (string, error) // of command
 
-	mu     sync.Mutex
-	broken bool
-	closed bool
-	lost   func()
+	mu      sync.Mutex
+	broken  bool
+	closed  bool
+	lost    func()
+	domains []string
 }
 
 func (f *fakeLibrary) versions() (uint32, uint32, error) { return f.version, f.version, nil }
@@ -37,7 +39,15 @@ func (f *fakeLibrary) command(_, text string, _ *os.File) (string, error) { retu
 
 func (f *fakeLibrary) active(string) (bool, error) { return false, nil }
 
-func (f *fakeLibrary) destroy(string, bool) error { return errNoDomain }
+func (f *fakeLibrary) destroy(uuid string, _ bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i := slices.Index(f.domains, uuid); i >= 0 {
+		f.domains = slices.Delete(f.domains, i, i+1)
+		return nil
+	}
+	return errNoDomain
+}
 
 func (f *fakeLibrary) watch(_ func(domainEvent), lost func()) error {
 	f.mu.Lock()
@@ -167,7 +177,6 @@ func TestConnections(t *testing.T) {
 	f, err = v.facts(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, uint32(9_001_000), f.daemon)
-	require.True(t, first.closed)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	done := false
@@ -178,10 +187,59 @@ func TestConnections(t *testing.T) {
 	close(gate)
 	require.NoError(t, v.Close())
 	require.True(t, done)
+	require.True(t, first.closed)
 	require.True(t, second.closed)
 	second.fail()
 	_, err = v.facts(t.Context())
 	require.ErrorIs(t, err, ErrNoLibvirt)
+}
+
+// A connection that broke is closed when nobody uses it any more: libvirt frees it.
+func TestConnectionInUse(t *testing.T) {
+	first, second := &fakeLibrary{}, &fakeLibrary{}
+	v := fakeLibvirt(t, first, second)
+	began, gate := make(chan struct{}), make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- v.conns.do(t.Context(), uri(v.URI), func(lib library) error {
+			close(began)
+			<-gate
+			first.mu.Lock()
+			defer first.mu.Unlock()
+			if first.closed {
+				return errors.New("closed in the middle of a call")
+			}
+			return nil
+		}, nil)
+	}()
+	<-began
+	first.fail()
+	require.NoError(t, v.conns.do(t.Context(), uri(v.URI), func(lib library) error {
+		require.Same(t, second, lib)
+		return nil
+	}, nil))
+	close(gate)
+	require.NoError(t, <-ended)
+	require.NoError(t, v.Close())
+	require.True(t, first.closed)
+}
+
+// A daemon that takes connections and says nothing is named, and what was given up does not
+// begin once it speaks.
+func TestDaemonHangs(t *testing.T) {
+	v := fakeLibvirt(t)
+	v.conns.patience = 20 * time.Millisecond
+	gate := make(chan struct{})
+	v.conns.dial = func(uri) (library, error) { <-gate; return &fakeLibrary{}, nil }
+	began := false
+	for range 2 { // the second waits for the first's connection
+		err := v.conns.do(t.Context(), uri(v.URI), func(library) error { began = true; return nil }, nil)
+		require.ErrorIs(t, err, ErrNoLibvirt)
+		require.ErrorContains(t, err, "qemu:///system has not answered within 20ms")
+	}
+	close(gate)
+	require.NoError(t, v.Close())
+	require.False(t, began)
 }
 
 // Commands through libvirt: one client at a time, also while one that was given up goes on.
