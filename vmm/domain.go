@@ -79,7 +79,7 @@ func (d *domain) start(ctx context.Context, vm *VM, l line, on func(string), beg
 	if l.incoming {
 		on("qemu started")
 	}
-	if err := d.identify(ctx, vm); err != nil {
+	if vm.procs.QEMU, err = d.identify(); err != nil {
 		return err
 	}
 	if err := seeMemory(vm, l); err != nil {
@@ -87,6 +87,10 @@ func (d *domain) start(ctx context.Context, vm *VM, l line, on func(string), beg
 	}
 	return vm.monitor(ctx, func(c *qmp) error {
 		if err := d.forward(ctx, vm, c); err != nil {
+			return err
+		}
+		// Whoever finds this finds a VM that may run.
+		if err := writeJSON(vm.dir, processFile, vm.procs); err != nil {
 			return err
 		}
 		if l.incoming {
@@ -138,7 +142,7 @@ func (d *domain) come(ctx context.Context, vm *VM, l line, xml string) error {
 
 func (d *domain) demand(ctx context.Context, vm *VM, l line, xml string) error {
 	if !l.incoming {
-		return d.ask(ctx, func(lib library) error { return lib.create(xml) })
+		return d.begin(ctx, func(lib library) error { return lib.create(xml) })
 	}
 	state, err := os.ReadFile(filepath.Join(vm.dir, resumeState))
 	if err != nil {
@@ -148,10 +152,22 @@ func (d *domain) demand(ctx context.Context, vm *VM, l line, xml string) error {
 	if err := writeFile(image, func(f *os.File) error { return saveImage(f, xml, state) }); err != nil {
 		return err
 	}
-	if err := d.ask(ctx, func(lib library) error { return lib.restore(image) }); err != nil {
+	if err := d.begin(ctx, func(lib library) error { return lib.restore(image) }); err != nil {
 		return err
 	}
 	return os.Remove(image)
+}
+
+// begin calls libvirt to start the domain. A call that was given up goes on: should it succeed
+// after all, it ends the domain, of which nobody else knows.
+func (d *domain) begin(ctx context.Context, f func(library) error) error {
+	return d.ask(ctx, func(lib library) error {
+		err := f(lib)
+		if err == nil && ctx.Err() != nil {
+			return errors.Join(ctx.Err(), lib.destroy(d.UUID, false))
+		}
+		return err
+	})
 }
 
 // startError adds the remedy to an error of libvirt's where one is known.
@@ -173,10 +189,11 @@ func (d *domain) abandon(ctx context.Context, vm *VM, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	err := writeJSON(vm.dir, exitFile, exitRecord{At: time.Now(), Code: -1, Error: cause.Error()})
+	kerr := d.kill(ctx, vm)
 	if errors.Is(cause, ErrNoLibvirt) && vm.procs.QEMU.PID == 0 {
-		return err
+		return err // it is no news that libvirt cannot be asked
 	}
-	if kerr := d.kill(ctx, vm); kerr != nil {
+	if kerr != nil {
 		return errors.Join(err, kerr)
 	}
 	return errors.Join(err, vm.procs.QEMU.wait(ctx))
@@ -190,14 +207,21 @@ func seeMemory(vm *VM, l line) error {
 		}
 		return nil
 	}
+	st, err := regularFile("memory", l.memory)
+	if err != nil {
+		return err
+	}
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", vm.PID()))
 	if err != nil {
 		return fmt.Errorf("read memory map of QEMU: %w", err)
 	}
-	if !strings.Contains(string(data), l.memory) {
-		return fmt.Errorf("the guest's memory is not in %s, so it was not let run", l.memory)
+	file := vmInfo{Memory: l.memory, Dev: st.Dev, Inode: st.Ino}
+	for text := range strings.Lines(string(data)) {
+		if f, is := mapping(strings.TrimSuffix(text, "\n"), file); is && strings.HasSuffix(f[1], "s") {
+			return nil
+		}
 	}
-	return nil
+	return fmt.Errorf("the guest's memory is not in %s, so it was not let run", l.memory)
 }
 
 // forward forwards ports, which libvirt cannot for QEMU's own network.
@@ -215,7 +239,8 @@ func (d *domain) forward(ctx context.Context, vm *VM, c *qmp) error {
 }
 
 // find completes what is known of QEMU's process. A start whose process was killed may have
-// left a domain of which nothing is written down.
+// left a domain of which nothing is written down: nobody has looked at its memory, nor forwarded
+// its ports, and its guest has not run. It is ended.
 func (d *domain) find(ctx context.Context, vm *VM) error {
 	d.conns.know(d.UUID, vm.dir)
 	err := pollUntil(ctx, func() (bool, error) {
@@ -235,7 +260,10 @@ func (d *domain) find(ctx context.Context, vm *VM) error {
 	if err != nil || !active {
 		return err
 	}
-	return d.identify(ctx, vm)
+	if err := d.kill(ctx, vm); err != nil {
+		return fmt.Errorf("end domain %s, whose start was killed: %w", d.Name, err)
+	}
+	return writeJSON(vm.dir, exitFile, exitRecord{At: time.Now(), Code: -1, Error: "the process that was starting it was killed"})
 }
 
 func (d *domain) active(ctx context.Context) (active bool, err error) {
@@ -249,30 +277,29 @@ func (d *domain) active(ctx context.Context) (active bool, err error) {
 // lost reports whether there may be a domain whose process is not known.
 func (vm *VM) lost() bool { return vm.info.Domain != nil && vm.procs.QEMU.PID == 0 }
 
-// identify finds QEMU's process by libvirt's file of its pid, and writes it down.
-func (d *domain) identify(ctx context.Context, vm *VM) error {
+// identify finds QEMU's process by libvirt's file of its pid.
+func (d *domain) identify() (process, error) {
 	path := d.URI.pidFile(d.Name)
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("find QEMU of domain %s: %w", d.Name, err)
+		return process{}, fmt.Errorf("find QEMU of domain %s: %w", d.Name, err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil {
-		return fmt.Errorf("find QEMU of domain %s: %s: %w", d.Name, path, err)
+		return process{}, fmt.Errorf("find QEMU of domain %s: %s: %w", d.Name, path, err)
 	}
 	p, err := identify(pid)
 	if err != nil {
-		return fmt.Errorf("find QEMU of domain %s: %w", d.Name, err)
+		return process{}, fmt.Errorf("find QEMU of domain %s: %w", d.Name, err)
 	}
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
-		return fmt.Errorf("find QEMU of domain %s: %w", d.Name, err)
+		return process{}, fmt.Errorf("find QEMU of domain %s: %w", d.Name, err)
 	}
 	if !slices.Contains(strings.Split(string(args), "\x00"), d.UUID) {
-		return fmt.Errorf("find QEMU of domain %s: process %d of %s is another", d.Name, pid, path)
+		return process{}, fmt.Errorf("find QEMU of domain %s: process %d of %s is another", d.Name, pid, path)
 	}
-	vm.procs = processes{QEMU: p}
-	return writeJSON(vm.dir, processFile, vm.procs)
+	return p, nil
 }
 
 // killGrace is how long libvirt may take to end QEMU before it is killed.
@@ -283,6 +310,14 @@ const killGrace = 3 * time.Second
 func (d *domain) kill(ctx context.Context, vm *VM) error {
 	limit, cancel := context.WithTimeout(ctx, killGrace)
 	defer cancel()
+	if vm.procs.QEMU.PID == 0 {
+		// A start that libvirt has only begun finds nothing to start with. No guest wrote to these.
+		for _, name := range []string{saveFile, topLayer} {
+			if err := os.Remove(filepath.Join(vm.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
 	err := d.destroy(limit, vm, false)
 	if vm.procs.QEMU.PID == 0 {
 		return err
@@ -366,6 +401,9 @@ func (p *passage) executeFD(ctx context.Context, command string, args, out any, 
 	select {
 	case p.turn <- struct{}{}:
 	case <-ctx.Done():
+		if f != nil {
+			_ = f.Close()
+		}
 		return fmt.Errorf("monitor command %s: %w", command, ctx.Err())
 	}
 	var said string

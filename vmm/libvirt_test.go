@@ -157,7 +157,7 @@ func TestLibvirtRefusals(t *testing.T) {
 	other := &VM{q: vm.q, dir: vm.dir, info: vm.info, procs: vm.procs}
 	other.info.Memory, other.info.Inode = base.disk, 1
 	require.ErrorContains(t, seeMemory(other, line{incoming: true}), "was not let run")
-	require.ErrorContains(t, seeMemory(other, line{memory: "/nowhere"}), "was not let run")
+	require.ErrorContains(t, seeMemory(other, line{memory: base.disk}), "was not let run")
 }
 
 // How a domain ended is known afterwards, from libvirt's log.
@@ -193,14 +193,15 @@ func TestLibvirtEnds(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "QEMU ended on request (quit)", exit.Reason)
 
-	// The starter died before it wrote down the process.
+	// The starter died before it had looked at the memory and written down the process: whoever
+	// finds the domain ends it, and does not let it run.
 	vm = r.resume(t, base)
 	require.NoError(t, os.Remove(filepath.Join(vm.Dir(), processFile)))
 	adopted, err := r.q.Adopt(t.Context(), vm.Dir())
 	require.NoError(t, err)
-	require.Equal(t, vm.PID(), adopted.PID())
-	require.NoError(t, adopted.Destroy(t.Context()))
-	exit, err = adopted.Wait(t.Context())
+	status, err = adopted.Status(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, "QEMU was killed on request (destroy)", exit.Reason)
+	require.Equal(t, Status{State: Ended, Reason: "QEMU was not started: the process that was starting it was killed"}, status)
+	require.NoError(t, vm.procs.QEMU.wait(t.Context()))
+	require.NoError(t, adopted.Destroy(t.Context()))
 }

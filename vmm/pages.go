@@ -42,20 +42,25 @@ func memoryRegions(pid int, info vmInfo) ([]region, error) {
 	return rs, nil
 }
 
-// parseMaps picks the regions of the memory file out of /proc/PID/maps. Some file systems
-// show another device there than stat does; then the path decides.
+// mapping returns the fields of a line of /proc/PID/maps if it maps the memory file. Some file
+// systems show another device there than stat does; then the path decides.
+func mapping(line string, info vmInfo) ([]string, bool) {
+	f := strings.SplitN(line, " ", 6)
+	if len(f) < 6 {
+		return nil, false
+	}
+	same := f[4] == strconv.FormatUint(info.Inode, 10) &&
+		f[3] == fmt.Sprintf("%02x:%02x", unix.Major(info.Dev), unix.Minor(info.Dev))
+	return f, same || strings.TrimLeft(f[5], " ") == strings.ReplaceAll(info.Memory, "\n", `\012`)
+}
+
+// parseMaps picks the regions of the memory file out of /proc/PID/maps.
 func parseMaps(r io.Reader, info vmInfo) ([]region, error) {
 	var out []region
 	in := bufio.NewScanner(r)
 	for in.Scan() {
-		f := strings.SplitN(in.Text(), " ", 6)
-		if len(f) < 6 {
-			continue
-		}
-		path := strings.TrimLeft(f[5], " ")
-		same := f[4] == strconv.FormatUint(info.Inode, 10) &&
-			f[3] == fmt.Sprintf("%02x:%02x", unix.Major(info.Dev), unix.Minor(info.Dev))
-		if !same && path != strings.ReplaceAll(info.Memory, "\n", `\012`) {
+		f, is := mapping(in.Text(), info)
+		if !is {
 			continue
 		}
 		from, to, ok := strings.Cut(f[0], "-")
