@@ -1,10 +1,13 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,6 +113,22 @@ func (h *libvirtHost) stop(sig os.Signal) error {
 	err := h.daemon.Process.Signal(sig)
 	_ = h.daemon.Wait() // by the signal
 	h.daemon = nil
+	return errors.Join(err, endProbes())
+}
+
+// endProbes ends the QEMUs that libvirtd asked what they can do when it ended: nobody else does.
+func endProbes() error {
+	files, err := filepath.Glob("/var/lib/libvirt/qemu/qmp-*/qmp.pid")
+	for _, file := range files {
+		text, rerr := os.ReadFile(file)
+		pid, perr := strconv.Atoi(strings.TrimSpace(string(text)))
+		if rerr != nil || perr != nil || pid <= 1 {
+			continue // it has only begun, or ended
+		}
+		if kerr := unix.Kill(pid, unix.SIGKILL); !errors.Is(kerr, unix.ESRCH) {
+			err = errors.Join(err, kerr)
+		}
+	}
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -250,6 +251,11 @@ func libvirtDiskError(t *testing.T) {
 func libvirtAbsent(t *testing.T) {
 	l := newLab(t)
 	l.fails(6, "no libvirt", "--vmm", "libvirt:qemu:///system?socket=/nonexistent", "run", l.base)
+	silent := filepath.Join(t.TempDir(), "silent")
+	deaf, err := net.Listen("unix", silent) // which takes connections and says nothing
+	require.NoError(t, err)
+	defer deaf.Close()
+	l.fails(6, "has not answered within", "--vmm", "libvirt:qemu:///system?socket="+silent, "run", l.base)
 	l.fails(2, "want QEMU on this host", "--vmm", "libvirt:qemu+ssh://elsewhere/system", "run", l.base)
 	l.fails(2, "use qemu, libvirt", "--vmm", "xen", "run", l.base)
 	require.Empty(t, l.leftovers())
