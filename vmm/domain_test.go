@@ -60,8 +60,12 @@ func TestLibvirtGoneWhileStopped(t *testing.T) {
 	require.ErrorContains(t, err, "the capture fails")
 	require.ErrorContains(t, err, "the VM is stopped until it is looked at again")
 	require.Equal(t, Paused, guest)
+	vm.info.Version, vm.info.Machine = 2, testMachine()
+	require.NoError(t, errors.Join(writeJSON(vm.dir, vmFile, vm.info), writeJSON(vm.dir, processFile, vm.procs)))
+	adopted, err := v.Adopt(t.Context(), vm.dir) // so that it can be listed, and ended
+	require.NoError(t, err)
 	v.conns.dial = func(uri) (library, error) { return &fakeLibrary{answer: answer}, nil }
-	require.NoError(t, vm.recoverCapture(t.Context()))
+	require.NoError(t, adopted.recoverCapture(t.Context()))
 	require.Equal(t, Running, guest)
 	require.NoFileExists(t, filepath.Join(vm.dir, stoppedFile))
 }

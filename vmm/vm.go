@@ -48,13 +48,17 @@ const (
 
 // Adopt finds a VM again from its folder, whoever started it. A VM that has ended is
 // returned as well; its Wait says how it ended. A VM that was left stopped by a capture
-// whose process was killed runs again.
+// whose process was killed runs again, or where libvirt cannot be asked now, with the next Adopt.
 func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 	vm, err := q.find(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("adopt VM: %w", err)
 	}
-	if err := errors.Join(vm.adoptPorts(ctx), vm.recoverCapture(ctx)); err != nil {
+	err = vm.recoverCapture(ctx)
+	if errors.Is(err, ErrNoLibvirt) {
+		err = nil // which Status says, too
+	}
+	if err := errors.Join(vm.adoptPorts(ctx), err); err != nil {
 		return nil, fmt.Errorf("adopt VM: %w", err)
 	}
 	return vm, nil
