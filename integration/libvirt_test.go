@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"cloudlet/api"
 	"cloudlet/integration/cloudlets"
@@ -69,7 +70,7 @@ func testOnLibvirtHost(t *testing.T) {
 		name string
 		test func(*testing.T)
 	}{
-		{"virsh", libvirtSeen}, {"touches", libvirtTouches}, {"restart", libvirtRestart}, {"unreachable", libvirtUnreachable},
+		{"virsh", libvirtSeen}, {"touches", libvirtTouches}, {"restart", libvirtRestart}, {"restart in a capture", libvirtRestartInCapture}, {"unreachable", libvirtUnreachable},
 		{"disk error", libvirtDiskError}, {"absent", libvirtAbsent}, {"session", libvirtSession},
 	} {
 		t.Run(tt.name, tt.test)
@@ -196,6 +197,40 @@ func libvirtRestart(t *testing.T) {
 	l.ok("stop", in.ID)
 	require.NoError(t, theLibvirt.start())
 	eventually(t, "libvirt knows no domain of ours", func() bool { return !strings.Contains(virsh(t, "list", "--name"), "cloudlet-"+in.ID) })
+	d.end(syscall.SIGTERM)
+}
+
+// libvirtRestartInCapture: libvirtd is killed while a capture has stopped the guest, which runs
+// again once libvirtd is back.
+func libvirtRestartInCapture(t *testing.T) {
+	l := newLab(t)
+	d := l.serve()
+	in := l.start(l.base)
+	ask(t, in, "POST", "/write?mib=48&seed=1")                                 // something to copy
+	devices := filepath.Join(l.state, "instances", in.ID, "vm", "capture.xen") // written while it is stopped
+	captured := make(chan result, 1)
+	go func() { captured <- l.run("overlay", "create", in.ID) }()
+	for stopped := false; !stopped; {
+		select {
+		case r := <-captured:
+			require.Fail(t, "the capture ended before it was seen", "%s", r.stderr)
+		default:
+			time.Sleep(time.Millisecond) // there is no event of it
+			_, err := os.Stat(devices)
+			stopped = err == nil
+		}
+	}
+	require.NoError(t, theLibvirt.stop(syscall.SIGKILL))
+	r := <-captured
+	require.NotZero(t, r.code)
+	require.Contains(t, r.stderr, "libvirt")
+	require.Contains(t, l.inspect(in.ID).Reason, "libvirt")
+	require.NoError(t, theLibvirt.start())
+	eventually(t, "the guest runs again", func() bool { return l.inspect(in.ID).State == api.Running })
+	ask(t, in, "GET", "/verify?seed=1")
+	require.NotEmpty(t, l.capture(in.ID).ID)
+	ask(t, in, "GET", "/verify?seed=1")
+	l.ok("stop", in.ID)
 	d.end(syscall.SIGTERM)
 }
 
