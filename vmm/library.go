@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,6 +100,8 @@ type connections struct {
 	dial func(uri) (library, error)
 	// patience is how long do waits for a connection; 0: openTimeout.
 	patience time.Duration
+	// grace is how long close waits; 0: closeGrace.
+	grace time.Duration
 
 	calls sync.WaitGroup // under way, also those that nobody waits for any more
 	mu    sync.Mutex
@@ -267,24 +270,24 @@ const closeGrace = 10 * time.Second
 
 // close waits for all calls and closes the connections.
 func (c *connections) close() error {
-	done := make(chan struct{})
-	go func() { // ends with the calls
-		defer close(done)
+	done := make(chan error, 1)
+	go func() { // ends with the calls, and with those that close
 		c.calls.Wait()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		var errs []error
+		for _, s := range c.slots {
+			if s.lib != nil {
+				errs = append(errs, s.lib.close())
+				s.lib = nil
+			}
+		}
+		done <- errors.Join(errs...)
 	}()
 	select {
-	case <-done:
-	case <-time.After(closeGrace):
-		return fmt.Errorf("%w: calls have not returned within %v: see the log of libvirt's daemon", ErrNoLibvirt, closeGrace)
+	case err := <-done:
+		return err
+	case <-time.After(cmp.Or(c.grace, closeGrace)):
+		return fmt.Errorf("%w: calls have not returned within %v: see the log of libvirt's daemon", ErrNoLibvirt, cmp.Or(c.grace, closeGrace))
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var errs []error
-	for _, s := range c.slots {
-		if s.lib != nil {
-			errs = append(errs, s.lib.close())
-			s.lib = nil
-		}
-	}
-	return errors.Join(errs...)
 }

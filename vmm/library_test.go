@@ -242,6 +242,43 @@ func TestDaemonHangs(t *testing.T) {
 	require.False(t, began)
 }
 
+// hungLibrary does not come back from its end.
+type hungLibrary struct {
+	fakeLibrary
+	gate chan struct{}
+}
+
+func (h *hungLibrary) close() error {
+	<-h.gate
+	return nil
+}
+
+// A call that hangs, or an end that does, keeps nobody for ever.
+func TestCloseHangs(t *testing.T) {
+	for _, what := range []string{"call", "end"} {
+		t.Run(what, func(t *testing.T) {
+			gate := make(chan struct{})
+			c := connections{grace: 20 * time.Millisecond, dial: func(uri) (library, error) {
+				if what == "call" {
+					return &fakeLibrary{}, nil
+				}
+				return &hungLibrary{gate: gate}, nil
+			}}
+			ctx, cancel := context.WithCancel(t.Context())
+			_ = c.do(ctx, "qemu:///system", func(library) error { // it is given up
+				cancel()
+				if what == "call" {
+					<-gate
+				}
+				return nil
+			}, nil)
+			require.ErrorContains(t, c.close(), "have not returned within 20ms")
+			close(gate)
+			require.NoError(t, c.close())
+		})
+	}
+}
+
 // Commands through libvirt: one client at a time, also while one that was given up goes on.
 func TestPassage(t *testing.T) {
 	gate := make(chan struct{})

@@ -201,7 +201,10 @@ func (s *Service) Close(ctx context.Context) error {
 		<-done
 	}
 	s.halt()
-	err := errors.Join(s.saveLate(), s.vmm.Close())
+	err := s.saveLate()
+	if cerr := s.vmm.Close(); cerr != nil { // of what this process needs no more
+		s.log.Warn("let go of the hypervisor", "err", cerr)
+	}
 	if s.daemon != nil {
 		s.daemon.unlock()
 		s.daemon = nil
