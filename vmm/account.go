@@ -47,7 +47,7 @@ func (a Account) take(path string) error {
 }
 
 // open lets the account's group pass, and no more, through the folders from root down to dir,
-// as far as they are this user's own.
+// as far as they are this user's alone: one that others were let into stays as it is.
 func (a Account) open(root, dir string) error {
 	if !a.Other() || root == "" {
 		return nil
@@ -71,7 +71,7 @@ func (a Account) pass(dir string) error {
 	if err := unix.Stat(dir, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	if int(st.Uid) != os.Geteuid() || st.Mode&0o001 != 0 || int(st.Gid) == a.GID && st.Mode&0o010 != 0 {
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o001 != 0 || int(st.Gid) != a.GID && st.Mode&0o077 != 0 || int(st.Gid) == a.GID && st.Mode&0o010 != 0 {
 		return nil
 	}
 	if err := os.Chown(dir, -1, a.GID); err != nil {

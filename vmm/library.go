@@ -66,7 +66,7 @@ func parseURI(s string) (uri, error) {
 	if err != nil {
 		return "", fmt.Errorf("libvirt's URI %.100q: %w", s, err)
 	}
-	if u.Scheme != "qemu" || u.Host != "" {
+	if u.Scheme != "qemu" || u.Host != "" || u.User != nil || u.Fragment != "" {
 		return "", fmt.Errorf("libvirt's URI %.100q: want QEMU on this host: qemu:///system, qemu:///session or qemu:///embed?root=DIR", s)
 	}
 	switch u.Path {

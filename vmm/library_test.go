@@ -112,6 +112,7 @@ func TestParseLibvirt(t *testing.T) {
 		{"embed nowhere", "libvirt:qemu:///embed", "", true, "?root=DIR"},
 		{"another host", "libvirt:qemu+ssh://h/system", "", true, "on this host"},
 		{"another hypervisor", "libvirt:xen:///system", "", true, "on this host"},
+		{"fragment", "libvirt:qemu:///system#x", "", true, "on this host"},
 		{"another path", "libvirt:qemu:///else", "", true, "qemu:///session"},
 		{"another word", "xen", "", false, "use qemu, libvirt"},
 	} {
@@ -424,6 +425,18 @@ func TestAccountCheck(t *testing.T) {
 	require.ErrorContains(t, a.check(emulator, []reach{{canRead, file}}), "install it where everybody can")
 	require.NoError(t, a.open(state, filepath.Dir(emulator)))
 	require.ErrorContains(t, a.check(emulator, []reach{{canRun, emulator}, {canRead, file}}), "cannot pass "+filepath.Join(state, "instances"))
+	// A folder that others were let into is theirs, too.
+	const others = 12345
+	require.NoError(t, os.Chown(vm, -1, others))
+	require.NoError(t, os.Chmod(vm, 0o750))
+	require.NoError(t, a.open(state, vm))
+	info, err := os.Stat(vm)
+	require.NoError(t, err)
+	gid, _ := fileOwner(info)
+	require.Equal(t, others, gid)
+	require.Equal(t, os.FileMode(0o750), info.Mode().Perm())
+	require.ErrorContains(t, a.check(emulator, []reach{{canRead, file}}), "cannot pass "+vm)
+	require.NoError(t, os.Chmod(vm, 0o700))
 	require.NoError(t, a.open(state, vm))
 	require.ErrorContains(t, a.check(emulator, []reach{{canRead, file}}), "cannot read "+file)
 	require.NoError(t, a.take(file))

@@ -29,25 +29,26 @@ const wantMemory = 2 << 30
 // Doctor checks whether this host can do what the service does, by doing it where that is
 // quick: it mounts a small image and runs a VM that only has its firmware.
 func (s *Service) Doctor(ctx context.Context) []api.Check {
-	checks := []struct {
+	type check struct {
 		name string
 		look func(context.Context) (detail string, err error)
-	}{
+	}
+	checks := []check{
 		{"state folder", s.checkStore},
 		{"memory", func(context.Context) (string, error) { return checkMemory() }},
 		{"fuse", s.checkFUSE},
 		{"fusectl", func(context.Context) (string, error) { return checkFusectl() }},
 		{"user_allow_other", func(context.Context) (string, error) { return checkAllowOther() }},
-		{"qemu", s.checkQEMU},
-		{"accelerator", s.checkAccelerator},
+	}
+	reached := true // what starts QEMU
+	for _, f := range s.vmm.Examine(ctx) {
+		reached = reached && !errors.Is(f.Err, vmm.ErrNoLibvirt)
+		checks = append(checks, check{f.Name, func(context.Context) (string, error) { return f.Detail, failAs(api.Unavailable, f.Err) }})
+	}
+	if reached {
+		checks = append(checks, check{"qemu", s.checkQEMU}, check{"accelerator", s.checkAccelerator})
 	}
 	out := make([]api.Check, 0, len(checks))
-	for _, f := range s.vmm.Examine(ctx) {
-		checks = append(checks, struct {
-			name string
-			look func(context.Context) (string, error)
-		}{f.Name, func(context.Context) (string, error) { return f.Detail, failAs(api.Unavailable, f.Err) }})
-	}
 	for _, c := range checks {
 		check := api.Check{Name: c.name, OK: true}
 		detail, err := c.look(ctx)
