@@ -388,14 +388,8 @@ func (f *testFile) hash() string { return fmt.Sprintf("%x", sha256.Sum256(f.cont
 func needFUSE(t testing.TB) {
 	t.Helper()
 	s, err := Mount(t.TempDir(), Options{Memory: bytesFile("m"), Disk: bytesFile("d")})
-	if err == nil {
-		require.NoError(t, s.Unmount(t.Context()))
-		return
-	}
-	if errors.Is(err, ErrUnavailable) {
-		need.Skip(t, err)
-	}
-	require.NoError(t, err)
+	need.No(t, err, ErrUnavailable)
+	require.NoError(t, s.Unmount(t.Context()))
 }
 
 // mount mounts o for the time of the test.

@@ -19,7 +19,7 @@ func testEncoder(t testing.TB, c Codec, level, size int) *encoder {
 	t.Helper()
 	s := &Strategy{Codec: c}
 	programs, err := s.tools(t.Context())
-	need.No(t, err)
+	need.No(t, err, ErrNoProgram)
 	e, err := newEncoder(c, level, size, programs)
 	require.NoError(t, err)
 	return e

@@ -124,7 +124,7 @@ func strategy(t testing.TB, text string) Strategy {
 	t.Helper()
 	s, err := ParseStrategy(text)
 	require.NoError(t, err)
-	need.No(t, s.CheckPrograms(t.Context()))
+	need.No(t, s.CheckPrograms(t.Context()), ErrNoProgram)
 	return s
 }
 

@@ -17,7 +17,7 @@ import (
 func TestConvertDisk(t *testing.T) {
 	q := &QEMU{}
 	_, err := q.img()
-	need.No(t, err)
+	need.No(t, err, ErrNoQEMU)
 	dir := t.TempDir()
 	content := make([]byte, 1<<20+512)
 	for i := range content[:300<<10] {

@@ -111,7 +111,7 @@ func newRig(t *testing.T) (rig, string) {
 	kernel, initrd, disk := guestFiles(t)
 	q := testQEMU(t, "")
 	host, err := q.Probe(t.Context())
-	need.No(t, err)
+	need.No(t, err, ErrNoQEMU)
 	m, err := host.Machine(TCG, 256<<20, 1)
 	require.NoError(t, err)
 	m.Kernel, m.Initrd, m.Append = true, true, guestAppend

@@ -36,7 +36,7 @@ func newLibvirtRig(t *testing.T) (rig, string) {
 	r, disk := newRig(t)
 	v := embedded.open(t)
 	_, err := v.Probe(t.Context())
-	need.No(t, err)
+	need.No(t, err, ErrNoLibvirt)
 	r.q = v
 	return r, disk
 }

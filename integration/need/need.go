@@ -2,27 +2,34 @@
 package need
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 )
 
-// Skip skips a test for a reason that was probed, or fails it where CLOUDLET_NO_SKIP is 1:
-// there a test that did not run is no test that passed.
+// Skip skips a test for a reason that was probed, where CLOUDLET_NO_SKIP is unset, empty or 0.
+// Elsewhere it fails the test: one that did not run is no test that passed.
 func Skip(t testing.TB, reason any) {
 	t.Helper()
-	if os.Getenv("CLOUDLET_NO_SKIP") == "1" {
+	if v := os.Getenv("CLOUDLET_NO_SKIP"); v != "" && v != "0" {
 		t.Fatal(reason)
 	}
 	t.Skip(reason)
 }
 
-// No skips a test unless err is nil.
-func No(t testing.TB, err error) {
+// No skips a test where err tells what this machine lacks: where kinds are given an error of
+// these, and any other one fails the test.
+func No(t testing.TB, err error, kinds ...error) {
 	t.Helper()
-	if err != nil {
-		Skip(t, err)
+	if err == nil {
+		return
 	}
+	if len(kinds) > 0 && !slices.ContainsFunc(kinds, func(k error) bool { return errors.Is(err, k) }) {
+		t.Fatal(err)
+	}
+	Skip(t, err)
 }
 
 // Program returns the path of a program, without which the test is skipped.

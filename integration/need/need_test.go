@@ -2,6 +2,7 @@ package need
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -28,11 +29,12 @@ func TestSkip(t *testing.T) {
 	reason := errors.New("no such thing")
 	for _, tt := range []struct {
 		name, env, end string
-	}{{"empty", "", "skipped"}, {"off", "0", "skipped"}, {"on", "1", "failed"}} {
+	}{{"empty", "", "skipped"}, {"off", "0", "skipped"}, {"on", "1", "failed"}, {"another word", "true", "failed"}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv("CLOUDLET_NO_SKIP", tt.env)
 			for _, missing := range []func(t testing.TB){
 				func(t testing.TB) { No(t, reason) },
+				func(t testing.TB) { No(t, fmt.Errorf("look: %w", reason), errors.ErrUnsupported, reason) },
 				func(t testing.TB) { Program(t, "/no/such/program") },
 			} {
 				var f fake
@@ -40,7 +42,10 @@ func TestSkip(t *testing.T) {
 				require.Equal(t, tt.end, f.end)
 			}
 			var f fake
-			No(&f, nil)
+			No(&f, reason, errors.ErrUnsupported)
+			require.Equal(t, "failed", f.end, "that is not missing, but wrong")
+			f = fake{}
+			No(&f, nil, reason)
 			require.Equal(t, "/bin/sh", Program(&f, "/bin/sh"))
 			require.Empty(t, f.end)
 		})
