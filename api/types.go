@@ -181,13 +181,15 @@ const (
 	PrefetchProfile Prefetch = "profile" // by profile; without one nothing
 )
 
-// CreateOverlay asks for an overlay of a running instance.
+// CreateOverlay asks for an overlay of a running instance. What stands in memory that its
+// guest does not use is left out, unless KeepFree.
 type CreateOverlay struct {
 	Instance string `json:"instance"`
 	Name     string `json:"name,omitempty"`
 	Strategy string `json:"strategy,omitempty"` // "" is "balanced"
 	Output   string `json:"output,omitempty"`   // also write the overlay to this file
 	Stop     bool   `json:"stop,omitempty"`     // end the instance with it: nothing is lost that it did since
+	KeepFree bool   `json:"keep_free_memory,omitempty"`
 }
 
 // CreatedOverlay is a new overlay and what making it cost.
@@ -197,6 +199,7 @@ type CreatedOverlay struct {
 	// Needs are overlays under it that are not in the store, since the instance ran from a
 	// file or URL: they must be imported before this one can be run.
 	Needs []string `json:"needs,omitempty"`
+	Freed int64    `json:"free_memory"`   // bytes that the guest did not use: they are as in the parent
 	Pause float64  `json:"pause_seconds"` // for which the guest stood still
 	Took  float64  `json:"seconds"`
 }

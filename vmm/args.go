@@ -71,6 +71,8 @@ const (
 	diskID  = "disk0"
 	netID   = "net0"
 	chardev = "serial0"
+
+	balloonID = "balloon0" // libvirt's own name for it, too
 )
 
 // args returns QEMU's arguments. Sockets and logs are relative to the VM's folder, QEMU's
@@ -135,6 +137,8 @@ func (l line) device(name string) []string {
 			"-object", "rng-random,id=rng0,filename=/dev/urandom",
 			"-device", DeviceRNG + ",rng=rng0",
 		}
+	case DeviceBalloon:
+		return []string{"-device", DeviceBalloon + ",id=" + balloonID + ",deflate-on-oom=on"}
 	}
 	panic("vmm: device " + name + " was not validated")
 }

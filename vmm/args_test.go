@@ -18,6 +18,7 @@ func TestArgsGolden(t *testing.T) {
 		"-drive if=none,id=disk0,file=/m/disk,format=raw,cache=writeback,discard=unmap,detect-zeroes=off",
 		"-device virtio-blk-pci,drive=disk0,rerror=stop,werror=stop",
 		"-netdev user,id=net0,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp:0.0.0.0:0-:22 -device virtio-net-pci,netdev=net0,romfile=",
+		"-device virtio-balloon-pci,id=balloon0,deflate-on-oom=on",
 		"-kernel /m/k -initrd /m/i -append console=ttyS0 quiet",
 	}
 	golden := strings.Join(common, " ")

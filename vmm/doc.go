@@ -9,9 +9,9 @@
 // # Launcher
 //
 // QEMU is the child of a launcher: the program's own binary run again with the folder as
-// argument (RunLauncher is the body). The launcher makes madvise(MADV_HUGEPAGE) fail in
-// QEMU, since huge-page advice makes the kernel read 4 MiB around every first touch of a
-// lazily served memory file. It stays QEMU's parent and records how QEMU ended. Killing the
+// argument (RunLauncher is the body). The launcher installs a
+// filter by which some of QEMU's system calls do nothing (filterQEMU): advice that would make
+// the kernel read much of a lazily served memory file, and holes in that file. It stays QEMU's parent and records how QEMU ended. Killing the
 // launcher does not harm QEMU; then only the exit status is lost.
 //
 // # Libvirt
@@ -46,6 +46,11 @@
 // state. A resumed VM maps the memory file privately: the file never changes and may be
 // shared between many VMs; what the guest changes are anonymous pages of the QEMU process,
 // and exactly those are captured.
+//
+// What a guest does not use any more is changed memory like any other: after an installation
+// much of it, and hardly compressible. DropFree finds it by the guest's balloon. QEMU forgets
+// each page that the guest gives up; the page is the image's again, and as good as new to the
+// guest when it gets it back.
 //
 // # Capture and rounds
 //

@@ -100,6 +100,8 @@ func domainXML(l line, s domainSpec) (string, error) {
 				Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
 				Address: address,
 			})
+		case DeviceBalloon:
+			d.Devices.MemBalloon = &libvirtxml.DomainMemBalloon{Model: "virtio", AutoDeflate: "on", Address: address}
 		default:
 			panic("vmm: device " + name + " was not validated")
 		}

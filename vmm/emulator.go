@@ -11,7 +11,7 @@ import (
 )
 
 // Libvirt is given our own program as the emulator: by a link whose name tells the program what
-// it is to be, beside a link to QEMU. It installs the filter against huge pages and becomes
+// it is to be, beside a link to QEMU. It installs the filter of its system calls and becomes
 // QEMU, in the same process, as libvirt wants it.
 const (
 	emulatorName = "cloudlet-emulator"
@@ -46,8 +46,7 @@ func makeEmulator(dir, program, qemu string) (string, error) {
 // RunEmulator.
 func IsEmulator(name string) bool { return filepath.Base(name) == emulatorName }
 
-// RunEmulator becomes QEMU with the same arguments, in a process whose advice for huge pages
-// has no effect. It returns only an error's exit code. It changes the whole process.
+// RunEmulator becomes QEMU with the same arguments, in a process with the launcher's filter. It returns only an error's exit code. It changes the whole process.
 func RunEmulator(args []string) int {
 	if err := runEmulator(args); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -64,7 +63,7 @@ func runEmulator(args []string) error {
 	if err != nil {
 		return fmt.Errorf("find QEMU: %w", err)
 	}
-	if err := denyHugePages(); err != nil {
+	if err := filterQEMU(args); err != nil {
 		return err
 	}
 	return fmt.Errorf("execute %s: %w", qemu, syscall.Exec(qemu, append([]string{qemu}, args[1:]...), os.Environ()))

@@ -25,6 +25,7 @@ const (
 	lockFile     = "capture.lock"
 	startFile    = "start.lock"
 	stoppedFile  = "capture.json"
+	balloonFile  = "balloon.json"
 	resumeState  = "resume.state"
 	xenState     = "capture.xen"
 	topLayer     = "disk.0.qcow2"

@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/elastic/go-seccomp-bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -120,7 +119,7 @@ func runQEMU(ctx context.Context, dir string) (exitRecord, error) {
 		return exitRecord{}, fmt.Errorf("open QEMU's standard error: %w", err)
 	}
 	defer stderr.Close()
-	if err := denyHugePages(); err != nil {
+	if err := filterQEMU(l.Argv); err != nil {
 		return exitRecord{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -193,30 +192,4 @@ func stderrTail(dir string) string {
 		return ""
 	}
 	return tail(string(data), maxStderr)
-}
-
-// denyHugePages makes madvise(MADV_HUGEPAGE) fail with EINVAL in this process and its
-// children; QEMU goes on without. With the advice the kernel would read 4 MiB of a memory
-// file around each first touch, whatever its read-ahead is set to.
-func denyHugePages() error {
-	filter := seccomp.Filter{
-		NoNewPrivs: os.Geteuid() != 0, // root needs no permission to filter
-		Flag:       seccomp.FilterFlagTSync,
-		Policy: seccomp.Policy{
-			DefaultAction: seccomp.ActionAllow,
-			Syscalls: []seccomp.SyscallGroup{{
-				NamesWithCondtions: []seccomp.NameWithConditions{{
-					Name: "madvise",
-					Conditions: seccomp.ArgumentConditions{
-						{Argument: 2, Operation: seccomp.Equal, Value: unix.MADV_HUGEPAGE},
-					},
-				}},
-				Action: seccomp.ActionErrno | seccomp.Action(unix.EINVAL),
-			}},
-		},
-	}
-	if err := seccomp.LoadFilter(filter); err != nil {
-		return fmt.Errorf("install the filter against huge pages: %w", err)
-	}
-	return nil
 }

@@ -61,10 +61,11 @@ type Machine struct {
 
 // The devices a Machine may have, each at most once.
 const (
-	DeviceSerial = "isa-serial"
-	DeviceDisk   = "virtio-blk-pci"
-	DeviceNet    = "virtio-net-pci"
-	DeviceRNG    = "virtio-rng-pci"
+	DeviceSerial  = "isa-serial"
+	DeviceDisk    = "virtio-blk-pci"
+	DeviceNet     = "virtio-net-pci"
+	DeviceRNG     = "virtio-rng-pci"
+	DeviceBalloon = "virtio-balloon-pci"
 )
 
 var (
@@ -73,8 +74,11 @@ var (
 	qemuVersion = regexp.MustCompile(`^[0-9]{1,3}\.[0-9]{1,3}(\.[0-9]{1,3})?$`)
 )
 
-// DefaultDevices returns the device model of a new VM: serial console, disk, network.
-func DefaultDevices() []string { return []string{DeviceSerial, DeviceDisk, DeviceNet} }
+// DefaultDevices returns the device model of a new VM: serial console, disk, network, and the
+// balloon by which its free memory is found.
+func DefaultDevices() []string {
+	return []string{DeviceSerial, DeviceDisk, DeviceNet, DeviceBalloon}
+}
 
 // ParseMachine parses the JSON form of a Machine strictly (unknown fields and trailing
 // bytes are refused) and validates it.
@@ -130,7 +134,7 @@ func validateDevices(devices []string) error {
 	seen := make(map[string]bool)
 	for _, d := range devices {
 		switch d {
-		case DeviceSerial, DeviceDisk, DeviceNet, DeviceRNG:
+		case DeviceSerial, DeviceDisk, DeviceNet, DeviceRNG, DeviceBalloon:
 		default:
 			return fmt.Errorf("machine: device %.40q is unknown", d)
 		}

@@ -16,7 +16,7 @@ func testMachine() Machine {
 
 func TestMachineJSON(t *testing.T) {
 	const golden = `{"accelerator":"tcg","type":"pc-q35-7.2","cpu":"qemu64","cpus":1,"memory":268435456,` +
-		`"devices":["isa-serial","virtio-blk-pci","virtio-net-pci"],"append":"console=ttyS0 quiet","kernel":true,"initrd":true,"qemu":"7.2"}`
+		`"devices":["isa-serial","virtio-blk-pci","virtio-net-pci","virtio-balloon-pci"],"append":"console=ttyS0 quiet","kernel":true,"initrd":true,"qemu":"7.2"}`
 	data, err := json.Marshal(testMachine())
 	require.NoError(t, err)
 	require.Equal(t, golden, string(data))

@@ -20,6 +20,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 5 && os.Args[1] == "rounds" {
 		os.Exit(roundsProcess(os.Args[2], os.Args[3], os.Args[4]))
 	}
+	if len(os.Args) > 2 && os.Args[1] == "filtered" {
+		os.Exit(filteredProcess(os.Args[2], os.Args[3:]))
+	}
 	// With -race every launcher would linger for a second at its exit.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		panic(err)

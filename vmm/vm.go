@@ -47,18 +47,21 @@ const (
 )
 
 // Adopt finds a VM again from its folder, whoever started it. A VM that has ended is
-// returned as well; its Wait says how it ended. A VM that was left stopped by a capture
-// whose process was killed runs again, or where libvirt cannot be asked now, with the next Adopt.
+// returned as well; its Wait says how it ended. A VM that was left stopped by a capture, or
+// without part of its memory by DropFree, whose process was killed, runs again and has all of
+// it; where libvirt cannot be asked now, with the next Adopt.
 func (q *QEMU) Adopt(ctx context.Context, dir string) (*VM, error) {
 	vm, err := q.find(ctx, dir)
 	if err != nil {
 		return nil, fmt.Errorf("adopt VM: %w", err)
 	}
-	err = vm.recoverCapture(ctx)
-	if errors.Is(err, ErrNoLibvirt) {
-		err = nil // which Status says, too
+	errs := []error{vm.adoptPorts(ctx)}
+	for _, err := range []error{vm.recoverCapture(ctx), vm.recoverBalloon(ctx)} {
+		if !errors.Is(err, ErrNoLibvirt) { // which Status says, too
+			errs = append(errs, err)
+		}
 	}
-	if err := errors.Join(vm.adoptPorts(ctx), err); err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("adopt VM: %w", err)
 	}
 	return vm, nil

@@ -29,7 +29,32 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 		return out, err
 	}
 	defer lk.unlock()
-	return s.overlayOf(ctx, r, vm, req, strategy, p)
+	start := time.Now()
+	freed, err := s.dropFree(ctx, r, vm, req, p)
+	if err != nil {
+		return out, err
+	}
+	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil {
+		return out, err
+	}
+	out.Freed, out.Took = freed, time.Since(start).Seconds()
+	return out, nil
+}
+
+// dropFree lets the guest, if it runs, give up what stands in memory that it does not use. That
+// it cannot is no reason against an overlay.
+func (s *Service) dropFree(ctx context.Context, r *record, vm *vmm.VM, req api.CreateOverlay, p api.Progress) (int64, error) {
+	if req.KeepFree {
+		return 0, nil
+	}
+	report := overlay.Progress(p).Report
+	report("free memory", 0, 0)
+	freed, err := vm.DropFree(ctx, func(done, total int64) { report("free memory", done, total) })
+	if errors.Is(err, vmm.ErrNoBalloon) {
+		s.log.Info("the overlay will hold free memory, too", "instance", r.ID, "reason", err)
+		return 0, nil
+	}
+	return freed, err
 }
 
 // usableStrategy parses a strategy and sees that this host has the programs that encode by it,
@@ -44,7 +69,6 @@ func usableStrategy(ctx context.Context, text string) (overlay.Strategy, error) 
 
 // overlayOf is createOverlay of an instance whose lock is held.
 func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.CreateOverlay, strategy overlay.Strategy, p api.Progress) (out api.CreatedOverlay, err error) {
-	start := time.Now()
 	l, err := s.openLinks(ctx, r.Base, r.Links)
 	if err != nil {
 		return out, err
@@ -76,7 +100,6 @@ func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.
 			out.Needs = append(out.Needs, parent.ID)
 		}
 	}
-	out.Took = time.Since(start).Seconds()
 	return out, nil
 }
 
@@ -92,6 +115,11 @@ func (s *Service) createLastOverlay(ctx context.Context, id string, req api.Crea
 		return out, err
 	}
 	defer lk.unlock()
+	start := time.Now()
+	freed, err := s.dropFree(ctx, r, vm, req, p)
+	if err != nil {
+		return out, err
+	}
 	status, err := vm.Status(ctx)
 	if err != nil {
 		return out, err
@@ -111,6 +139,7 @@ func (s *Service) createLastOverlay(ctx context.Context, id string, req api.Crea
 	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil {
 		return out, err
 	}
+	out.Freed, out.Took = freed, time.Since(start).Seconds()
 	// The overlay is there; the end of its instance cannot be called off any more.
 	if _, eerr := s.end(context.WithoutCancel(ctx), r, api.Stopped, fmt.Sprintf("ended with the capture of overlay %.12s", out.ID)); eerr != nil {
 		s.log.Error("end instance after its capture", "instance", r.ID, "problem", eerr)

@@ -32,6 +32,9 @@ func newOverlayCreate(env *environment) *cobra.Command {
 was resumed from, and puts the overlay into the store. The guest stands still for the
 moments in which its changed memory is copied, then runs on.
 
+First the guest gives its free memory to its balloon for some seconds, and gets it back: what
+stood there is left out. Linux does so with its module virtio_balloon; its caches of files stay.
+
 Strategies: balanced; fast, where somebody waits for the overlay; small, for slow links, which
 takes minutes and the program xz; elijah, xdelta3 and LZMA as in the original system, by these
 programs; none. Who uses the overlay needs neither. Or one of them with changes, like "balanced,codec=xz,frame=1M,delta=none,level=4,hot=16K,order=address".`,
@@ -48,6 +51,7 @@ programs; none. Who uses the overlay needs neither. Or one of them with changes,
 	cmd.Flags().Var(&probes, "profile", "then record the touch profile by a trial run until this probe is answered, and repack; may be repeated")
 	cmd.Flags().StringVar(&req.Name, "name", "", "name of the overlay in the store")
 	cmd.Flags().StringVar(&req.Strategy, "strategy", "balanced", "how to encode")
+	cmd.Flags().BoolVar(&req.KeepFree, "keep-free-memory", false, "leave the guest in peace: the overlay also holds what stands in memory that it does not use")
 	return cmd
 }
 
@@ -85,7 +89,7 @@ func createOverlay(ctx context.Context, env *environment, s *session, req api.Cr
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(env.stderr, "overlay of %s, made in %.2f s; the guest stood still for %.0f ms\n", size(o.Size), o.Took, 1000*o.Pause)
+	fmt.Fprintf(env.stderr, "overlay of %s, made in %.2f s, without %s of free memory; the guest stood still for %.0f ms\n", size(o.Size), o.Took, size(o.Freed), 1000*o.Pause)
 	for _, id := range o.Needs {
 		fmt.Fprintf(env.stderr, "to run it, import its parent too, which is not in the store: overlay %s\n", id)
 	}

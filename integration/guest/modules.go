@@ -12,9 +12,9 @@ import (
 	"strings"
 )
 
-// wanted are the modules that the guest's machine needs: its disk, its network card, and
-// the bus of both. The cloud kernel has ext4 and the serial port built in.
-var wanted = []string{"virtio_pci", "virtio_blk", "virtio_net"}
+// wanted are the modules that the guest's machine needs: its disk, its network card, its
+// balloon, and the bus of them. The cloud kernel has ext4 and the serial port built in.
+var wanted = []string{"virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon"}
 
 var (
 	errModuleMissing = errors.New("neither a file nor built into the kernel")
