@@ -24,12 +24,13 @@ PACKAGES  = $$($(GO) list ./... | grep -v '/integration$$')
 ifeq ($(shell [ "$${CGO_ENABLED:-1}" != 0 ] && command -v $$($(GO) env CC) >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS := $(GOFLAGS) -tags=libvirt_dlopen
 BUILT := with libvirt
+RACE := -race
 else
 export CGO_ENABLED := 0
 BUILT := without libvirt: no C compiler was found, or CGO_ENABLED is 0
 endif
 
-.PHONY: build guest guests demo demo-handoff bench-api bench-handoff bench-lazy bench-libvirt bench-strategies test test-faults mutants check deps clean
+.PHONY: build guest guests demo demo-handoff bench-api bench-handoff bench-lazy bench-libvirt bench-strategies units test test-faults mutants lint check deps clean
 
 build:
 	$(GO) build -trimpath -ldflags "-X main.release=$$(git describe --tags --always --dirty 2>/dev/null || echo unknown)" -o $(BUILD)/cloudlet ./cmd/cloudlet
@@ -68,10 +69,15 @@ bench-strategies: deps
 	$(GO) build -trimpath -o $(BUILD)/overlaybench ./cmd/overlaybench
 	$(BUILD)/overlaybench $(GUESTS) -dir $(BUILD)/strategies -o $(BUILD)/bench-strategies.json -csv $(BUILD)/bench-strategies.csv -plot $(BUILD)/bench-strategies $(BENCHFLAGS)
 
-test test-faults: export CLOUDLET_NO_SKIP := $(CLOUDLET_NO_SKIP)
+units check test test-faults: export CLOUDLET_NO_SKIP := $(CLOUDLET_NO_SKIP)
 
-test: guest
-	$(GO) test -timeout 20m $(PACKAGES)
+# Once for check and test: with the race detector where there is cgo.
+units: guest
+	$(GO) test $(RACE) -timeout 30m $(PACKAGES)
+
+# Of handoff's faults every one is tried only without the detector, which is too slow for it.
+test: units
+	$(GO) test -timeout 20m ./handoff
 	$(GO) test -timeout 40m ./integration
 
 test-faults: guest
@@ -80,7 +86,10 @@ test-faults: guest
 mutants:
 	$(GO) test -tags mutants -timeout 20m -run TestMutants ./handoff
 
-check: guest
+check: guest lint units
+	GOMAXPROCS=1 $(GO) test -timeout 10m ./fusefs
+
+lint:
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt wants: $$bad"; exit 1; fi
 	$(GO) vet ./...
 	CGO_ENABLED=0 GOFLAGS= $(GO) vet ./vmm ./cmd/cloudlet
@@ -89,8 +98,6 @@ check: guest
 	$(GO) tool staticcheck -tags libvirt_dlopen ./vmm
 	$(GO) mod tidy -diff
 	$(GO) test -run TestImports ./integration
-	$(GO) test -race -timeout 30m $(PACKAGES)
-	GOMAXPROCS=1 $(GO) test -timeout 10m ./fusefs
 
 deps:
 	@sh integration/deps.sh
