@@ -199,9 +199,13 @@ type CreatedOverlay struct {
 	// Needs are overlays under it that are not in the store, since the instance ran from a
 	// file or URL: they must be imported before this one can be run.
 	Needs []string `json:"needs,omitempty"`
-	Freed int64    `json:"free_memory"`   // bytes that the guest did not use: they are as in the parent
-	Pause float64  `json:"pause_seconds"` // for which the guest stood still
-	Took  float64  `json:"seconds"`
+	// Freed are the bytes that the guest did not use: they are as in the parent. FreeKept says why
+	// there are none, where that could be otherwise.
+	Freed    int64  `json:"free_memory"`
+	FreeKept string `json:"free_memory_kept,omitempty"`
+
+	Pause float64 `json:"pause_seconds"` // for which the guest stood still
+	Took  float64 `json:"seconds"`
 }
 
 // Check is one thing that a host must have, and whether it does.

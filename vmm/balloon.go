@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,7 +14,7 @@ import (
 var ErrNoBalloon = errors.New("the guest's free memory cannot be told from the rest")
 
 // Bounds of DropFree. A guest whose driver has said nothing for balloonAnswer has none, one
-// that has moved nothing for balloonStall moves no more, and what is not given back within
+// that has moved nothing for balloonStall moves no more, and what is not given up within
 // balloonLimit stays.
 const (
 	balloonAnswer = 4 * time.Second // the device asks once a second
@@ -25,76 +24,120 @@ const (
 )
 
 // maxReserve bounds, in bytes, the free memory that a guest keeps.
-const maxReserve = 128 << 20
+const maxReserve = 256 << 20
 
 // reserve is how much free memory, in bytes, is left to a guest. Linux begins to throw out its
-// cache of files, which the guest is to keep, when less than its high watermark is free: with
-// huge pages that is up to 7.5 % of a small memory and 100 MiB of a large one.
-func reserve(memory int64) int64 { return min(memory*3/40, maxReserve) }
+// cache of files, which the guest is to keep, below its high watermark: with huge pages up to
+// 7.5 % of a small memory. Watchers of memory in the guest begin at a tenth.
+func reserve(memory int64) int64 { return min(memory/8, maxReserve) }
 
 // DropFree makes a resumed VM forget what stands in memory that its guest does not use, so that
 // captures do not hold it: those pages are again what they were in the image. The guest gives
-// the memory to its balloon and gets it back. It runs meanwhile: of a VM that is paused, or
-// has ended, nothing is dropped. Its caches of files stay, and what it needs in that time its driver takes out of the
-// balloon. DropFree returns the bytes that were dropped. report, which may be nil, is told how many of how many
-// bytes are. The error wraps ErrNoBalloon, or ErrBusy during captures. Also after an error, and
-// when ctx ends, the guest gets its memory back; if this process is killed, by the next Adopt.
+// the memory to its balloon and gets it back: as much as the VM has changed, since what was
+// used last is given first, and each page that the guest gives costs it a note of 64 bytes, and
+// perhaps a read of what the image has there. It runs meanwhile: of a VM that is paused, or has
+// ended, nothing is dropped. Its caches of files stay, and what it needs in that time its driver
+// takes out of the balloon.
+//
+// DropFree returns the bytes that were dropped. report, which may be nil, is told how many of
+// how many bytes are. The error wraps ErrNoBalloon, or ErrBusy during captures. Also after an
+// error, and when ctx ends, the guest gets its memory back; if this process is killed, by the
+// next Adopt.
 //
 // The way is that of memory ballooning: C. Waldspurger, Memory Resource Management in VMware
 // ESX Server, OSDI 2002; by virtio-balloon, Virtual I/O Device (VIRTIO) 1.1, section 5.5.
-func (vm *VM) DropFree(ctx context.Context, report func(done, total int64)) (dropped int64, err error) {
-	fail := func(err error) (int64, error) { return dropped, fmt.Errorf("drop free memory of VM: %w", err) }
+func (vm *VM) DropFree(ctx context.Context, report func(done, total int64)) (int64, error) {
+	dropped, err := vm.dropFree(ctx, report)
+	if err != nil {
+		return 0, fmt.Errorf("drop free memory of VM: %w", err)
+	}
+	return dropped, nil
+}
+
+func (vm *VM) dropFree(ctx context.Context, report func(done, total int64)) (dropped int64, err error) {
 	switch {
 	case !vm.info.Resumed: // its memory is a file of its own, of which SaveBase takes all
-		return fail(errors.New("it was booted, not resumed"))
+		return 0, errors.New("it was booted, not resumed")
 	case !vm.info.Machine.has(DeviceBalloon):
-		return fail(fmt.Errorf("%w: its machine has no %s: make a new base", ErrNoBalloon, DeviceBalloon))
+		return 0, fmt.Errorf("%w: its machine has no %s: make a new base", ErrNoBalloon, DeviceBalloon)
 	}
 	lock, err := lockCapture(vm.dir)
 	if err != nil {
-		return fail(err)
+		return 0, err
 	}
 	defer lock.Close()
 	if now, err := vm.Status(ctx); err != nil || now.State != Running {
 		return 0, err
 	}
+	changed, err := vm.changedMemory()
+	if err != nil || changed < MemoryUnit {
+		return 0, vm.orEnded(ctx, err)
+	}
+	var before lent
+	if err := vm.Monitor(ctx, "qom-get", property(pollingInterval), &before.Interval); err != nil {
+		return 0, err
+	}
+	if err := writeJSON(vm.dir, balloonFile, before); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, vm.takeBack(ctx)) }()
 	free, err := vm.freeMemory(ctx)
 	if err != nil {
-		return fail(err)
+		return 0, err
 	}
 	size := vm.info.Machine.Memory
-	give := (free - reserve(size)) &^ (MemoryUnit - 1)
+	give := min(free-reserve(size), changed) &^ (MemoryUnit - 1)
 	if give <= 0 {
 		return 0, nil
 	}
-	if err := writeJSON(vm.dir, balloonFile, struct{}{}); err != nil {
-		return fail(err)
-	}
 	bound, cancel := context.WithTimeout(ctx, balloonLimit)
+	defer cancel()
+	first := int64(-1) // what the device says at first: the guest's word, and it may be wrong
 	err = vm.balloon(bound, size-give, func(actual int64) {
-		dropped = max(dropped, size-actual)
+		if first < 0 {
+			first = actual
+		}
+		dropped = max(dropped, min(first-actual, give))
 		if report != nil {
-			report(min(dropped, give), give)
+			report(dropped, give)
 		}
 	})
-	cancel()
-	if bound.Err() != nil {
-		err = ctx.Err() // its own limit is no error
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		err = nil // what is done is done
 	}
-	if derr := vm.deflate(ctx); err != nil || derr != nil {
-		return fail(errors.Join(err, derr))
+	return dropped, err
+}
+
+// changedMemory returns how many bytes of memory the VM has changed since it was resumed.
+func (vm *VM) changedMemory() (bytes int64, err error) {
+	regions, err := memoryRegions(vm.PID(), vm.info)
+	if err != nil {
+		return 0, err
 	}
-	return dropped, nil
+	spans, err := changedSpans(vm.PID(), regions)
+	for _, s := range spans {
+		bytes += s.n
+	}
+	return bytes, err
+}
+
+// Properties of the balloon device.
+const (
+	pollingInterval = "guest-stats-polling-interval" // seconds
+	guestStats      = "guest-stats"
+)
+
+// property is the arguments that get a property of the balloon device, or with a value set it.
+func property(name string, value ...int64) map[string]any {
+	args := map[string]any{"path": "/machine/peripheral/" + balloonID, "property": name}
+	for _, v := range value {
+		args["value"] = v
+	}
+	return args
 }
 
 // freeMemory asks the guest how many bytes it does not use.
 func (vm *VM) freeMemory(ctx context.Context) (int64, error) {
-	type property struct {
-		Path     string `json:"path"`
-		Property string `json:"property"`
-		Value    any    `json:"value,omitempty"`
-	}
-	const device, interval, stats = "/machine/peripheral/" + balloonID, "guest-stats-polling-interval", "guest-stats"
 	type answer struct {
 		Stats struct {
 			Free uint64 `json:"stat-free-memory"`
@@ -102,39 +145,35 @@ func (vm *VM) freeMemory(ctx context.Context) (int64, error) {
 		Updated int64 `json:"last-update"` // seconds, 0: never
 	}
 	var before, now answer
-	if err := vm.Monitor(ctx, "qom-get", property{Path: device, Property: stats}, &before); err != nil {
+	if err := vm.Monitor(ctx, "qom-get", property(guestStats), &before); err != nil {
 		return 0, err
 	}
-	if err := vm.Monitor(ctx, "qom-set", property{device, interval, 1}, nil); err != nil {
+	if err := vm.Monitor(ctx, "qom-set", property(pollingInterval, 1), nil); err != nil {
 		return 0, err
 	}
 	bound, cancel := context.WithTimeout(ctx, balloonAnswer)
 	defer cancel()
 	err := pollUntil(bound, func() (bool, error) {
-		err := vm.Monitor(bound, "qom-get", property{Path: device, Property: stats}, &now)
-		return now.Updated > before.Updated, err
+		err := vm.Monitor(bound, "qom-get", property(guestStats), &now)
+		return now.Updated != before.Updated, err
 	})
 	if bound.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w: no driver answers in the guest: let it load virtio_balloon, and run", ErrNoBalloon)
+		err = fmt.Errorf("%w: no driver answers in the guest: let it load virtio_balloon", ErrNoBalloon)
 	}
-	err = errors.Join(err, vm.insist(ctx, func(ctx context.Context, c *qmp) error {
-		return c.execute(ctx, "qom-set", property{device, interval, 0}, nil)
-	}))
-	free := now.Stats.Free // the guest's word: its "unknown" is the largest number
-	if err == nil && free > uint64(vm.info.Machine.Memory) {
-		err = fmt.Errorf("%w: it says that %d of %d bytes are free", ErrNoBalloon, free, vm.info.Machine.Memory)
+	if err != nil {
+		return 0, err
 	}
-	return int64(free), err
+	if now.Stats.Free > uint64(vm.info.Machine.Memory) { // its "unknown" is the largest number
+		return 0, fmt.Errorf("%w: it says that %d of %d bytes are free", ErrNoBalloon, now.Stats.Free, vm.info.Machine.Memory)
+	}
+	return int64(now.Stats.Free), nil
 }
 
 // balloon asks the guest to have so many bytes of memory, and returns when it has, or when that
-// goes no further. on is told of each step.
+// goes no further. on is told at first and at each step.
 func (vm *VM) balloon(ctx context.Context, bytes int64, on func(actual int64)) error {
-	if err := vm.Monitor(ctx, "balloon", map[string]any{"value": bytes}, nil); err != nil {
-		return err
-	}
 	last, moved := int64(-1), time.Now()
-	for {
+	for asked := false; ; {
 		var now struct {
 			Actual int64 `json:"actual"`
 		}
@@ -145,7 +184,13 @@ func (vm *VM) balloon(ctx context.Context, bytes int64, on func(actual int64)) e
 		if now.Actual != last {
 			last, moved = now.Actual, time.Now()
 		}
-		if now.Actual == bytes || time.Since(moved) > balloonStall {
+		switch {
+		case !asked:
+			asked = true
+			if err := vm.Monitor(ctx, "balloon", map[string]any{"value": bytes}, nil); err != nil {
+				return err
+			}
+		case now.Actual == bytes || time.Since(moved) > balloonStall:
 			return nil
 		}
 		select {
@@ -156,21 +201,48 @@ func (vm *VM) balloon(ctx context.Context, bytes int64, on func(actual int64)) e
 	}
 }
 
-// deflate gives the guest all of its memory back, also when ctx has ended.
-func (vm *VM) deflate(ctx context.Context) error {
+// lent is what is to be undone for a VM that has lent memory.
+type lent struct {
+	Interval int64 `json:"interval"` // of the guest's statistics, in seconds
+}
+
+// takeBack gives the guest all of its memory back, also when ctx has ended, and waits for it for
+// as long as that goes on, up to a bound.
+func (vm *VM) takeBack(ctx context.Context) error {
+	if err := vm.undoBalloon(ctx); err != nil {
+		return fmt.Errorf("the guest may have less memory until it is looked at again: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	err := vm.balloon(ctx, vm.info.Machine.Memory, func(int64) {})
+	_ = vm.balloon(ctx, vm.info.Machine.Memory, func(int64) {}) // it is told; how long it takes is its own affair
+	return nil
+}
+
+// undoBalloon tells the device what it was told before, and forgets that there was anything.
+func (vm *VM) undoBalloon(ctx context.Context) error {
+	var before lent
+	err := readJSON(vm.dir, balloonFile, &before)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = vm.insist(ctx, func(ctx context.Context, c *qmp) error {
+		if err := c.execute(ctx, "balloon", map[string]any{"value": vm.info.Machine.Memory}, nil); err != nil {
+			return err
+		}
+		return c.execute(ctx, "qom-set", property(pollingInterval, before.Interval), nil)
+	})
 	if err != nil && !errors.Is(err, ErrEnded) {
-		return fmt.Errorf("the guest has less memory until it is looked at again: %w", err)
+		return err
 	}
 	return os.Remove(filepath.Join(vm.dir, balloonFile))
 }
 
-// recoverBalloon gives a guest back what a process that was killed had let it give away.
+// recoverBalloon gives a guest back what a process that was killed had let it lend.
 func (vm *VM) recoverBalloon(ctx context.Context) error {
-	path := filepath.Join(vm.dir, balloonFile)
-	if _, err := os.Lstat(path); err != nil {
+	if _, err := os.Lstat(filepath.Join(vm.dir, balloonFile)); err != nil {
 		return nil
 	}
 	lock, err := lockCapture(vm.dir)
@@ -181,11 +253,7 @@ func (vm *VM) recoverBalloon(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
-	err = vm.Monitor(ctx, "balloon", map[string]any{"value": vm.info.Machine.Memory}, nil)
-	if err == nil || errors.Is(err, ErrEnded) {
-		err = os.Remove(path)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := vm.undoBalloon(ctx); err != nil {
 		return fmt.Errorf("give memory back: %w", err)
 	}
 	return nil

@@ -29,32 +29,36 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 		return out, err
 	}
 	defer lk.unlock()
-	start := time.Now()
-	freed, err := s.dropFree(ctx, r, vm, req, p)
-	if err != nil {
-		return out, err
-	}
-	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil {
-		return out, err
-	}
-	out.Freed, out.Took = freed, time.Since(start).Seconds()
-	return out, nil
+	return s.overlayOf(ctx, r, vm, req, strategy, p)
 }
 
-// dropFree lets the guest, if it runs, give up what stands in memory that it does not use. That
-// it cannot is no reason against an overlay.
-func (s *Service) dropFree(ctx context.Context, r *record, vm *vmm.VM, req api.CreateOverlay, p api.Progress) (int64, error) {
+// dropFree lets the guest, if it runs, give up what stands in memory that it does not use, and
+// says why not if it does not. That it cannot is no reason against an overlay.
+func (s *Service) dropFree(ctx context.Context, r *record, vm *vmm.VM, req api.CreateOverlay, p api.Progress) (freed int64, kept string, err error) {
 	if req.KeepFree {
-		return 0, nil
+		return 0, "", nil
 	}
 	report := overlay.Progress(p).Report
 	report("free memory", 0, 0)
-	freed, err := vm.DropFree(ctx, func(done, total int64) { report("free memory", done, total) })
-	if errors.Is(err, vmm.ErrNoBalloon) {
-		s.log.Info("the overlay will hold free memory, too", "instance", r.ID, "reason", err)
-		return 0, nil
+	freed, err = vm.DropFree(ctx, func(done, total int64) { report("free memory", done, total) })
+	if err == nil || ctx.Err() != nil || errors.Is(err, vmm.ErrBusy) || errors.Is(err, vmm.ErrEnded) {
+		return freed, "", err
 	}
-	return freed, err
+	s.log.Info("the overlay will hold free memory, too", "instance", r.ID, "reason", err)
+	return 0, err.Error(), nil
+}
+
+// standStill pauses a VM that runs; undo lets it run again, and is to be called after an error, too.
+func standStill(ctx context.Context, vm *vmm.VM) (undo func() error, err error) {
+	status, err := vm.Status(ctx)
+	if err != nil || status.State != vmm.Running {
+		return func() error { return nil }, err
+	}
+	return func() error {
+		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoBound)
+		defer cancel()
+		return vm.Continue(bound)
+	}, vm.Pause(ctx)
 }
 
 // usableStrategy parses a strategy and sees that this host has the programs that encode by it,
@@ -67,8 +71,16 @@ func usableStrategy(ctx context.Context, text string) (overlay.Strategy, error) 
 	return strategy, strategy.CheckPrograms(ctx)
 }
 
-// overlayOf is createOverlay of an instance whose lock is held.
+// overlayOf is createOverlay of an instance whose lock is held. With req.Stop the guest stands
+// still from its capture on; if there is no overlay, it goes on as it was.
 func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.CreateOverlay, strategy overlay.Strategy, p api.Progress) (out api.CreatedOverlay, err error) {
+	start := time.Now()
+	undo := func() error { return nil }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
 	l, err := s.openLinks(ctx, r.Base, r.Links)
 	if err != nil {
 		return out, err
@@ -79,6 +91,14 @@ func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.
 		return out, err
 	}
 	defer func() { err = errors.Join(s.spaceError(err), st.drop()) }()
+	if out.Freed, out.FreeKept, err = s.dropFree(ctx, r, vm, req, p); err != nil {
+		return out, fmt.Errorf("capture instance %s: %w", r.ID, err)
+	}
+	if req.Stop {
+		if undo, err = standStill(ctx, vm); err != nil {
+			return out, err
+		}
+	}
 	path := filepath.Join(st.dir, "overlay")
 	if out.Pause, err = s.capture(ctx, r, vm, l, st.dir, path, overlay.CreateOptions{Strategy: strategy, Progress: overlay.Progress(p)}); err != nil {
 		return out, fmt.Errorf("capture instance %s: %w", r.ID, err)
@@ -100,6 +120,7 @@ func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.
 			out.Needs = append(out.Needs, parent.ID)
 		}
 	}
+	out.Took = time.Since(start).Seconds()
 	return out, nil
 }
 
@@ -115,31 +136,9 @@ func (s *Service) createLastOverlay(ctx context.Context, id string, req api.Crea
 		return out, err
 	}
 	defer lk.unlock()
-	start := time.Now()
-	freed, err := s.dropFree(ctx, r, vm, req, p)
-	if err != nil {
-		return out, err
-	}
-	status, err := vm.Status(ctx)
-	if err != nil {
-		return out, err
-	}
-	if status.State == vmm.Running {
-		if err := vm.Pause(ctx); err != nil {
-			return out, err
-		}
-		defer func() {
-			if err != nil {
-				bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoBound)
-				defer cancel()
-				err = errors.Join(err, vm.Continue(bound))
-			}
-		}()
-	}
 	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil {
 		return out, err
 	}
-	out.Freed, out.Took = freed, time.Since(start).Seconds()
 	// The overlay is there; the end of its instance cannot be called off any more.
 	if _, eerr := s.end(context.WithoutCancel(ctx), r, api.Stopped, fmt.Sprintf("ended with the capture of overlay %.12s", out.ID)); eerr != nil {
 		s.log.Error("end instance after its capture", "instance", r.ID, "problem", eerr)

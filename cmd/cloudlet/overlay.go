@@ -32,8 +32,8 @@ func newOverlayCreate(env *environment) *cobra.Command {
 was resumed from, and puts the overlay into the store. The guest stands still for the
 moments in which its changed memory is copied, then runs on.
 
-First the guest gives its free memory to its balloon for some seconds, and gets it back: what
-stood there is left out. Linux does so with its module virtio_balloon; its caches of files stay.
+First the guest lends free memory to its balloon for about a second, and gets it back: what stood
+there is left out. Linux does so with its module virtio_balloon; its caches of files stay.
 
 Strategies: balanced; fast, where somebody waits for the overlay; small, for slow links, which
 takes minutes and the program xz; elijah, xdelta3 and LZMA as in the original system, by these
@@ -90,6 +90,9 @@ func createOverlay(ctx context.Context, env *environment, s *session, req api.Cr
 		return err
 	}
 	fmt.Fprintf(env.stderr, "overlay of %s, made in %.2f s, without %s of free memory; the guest stood still for %.0f ms\n", size(o.Size), o.Took, size(o.Freed), 1000*o.Pause)
+	if o.FreeKept != "" {
+		fmt.Fprintf(env.stderr, "it holds free memory, too: %s\n", o.FreeKept)
+	}
 	for _, id := range o.Needs {
 		fmt.Fprintf(env.stderr, "to run it, import its parent too, which is not in the store: overlay %s\n", id)
 	}
