@@ -13,11 +13,10 @@ import (
 )
 
 // Append is the kernel command line of the guest: where its root is, the console, a panic
-// as a reboot, nothing of what costs time in an emulated machine for no use here, and no huge
-// pages: to fill one a guest touches 2 MiB at once, which in a VM resumed lazily are read for it.
+// as a reboot, and nothing of what costs time in an emulated machine for no use here.
 const Append = "root=/dev/vda rootfstype=ext4 rw console=ttyS0 quiet panic=-1 net.ifnames=0 systemd.show_status=0 " +
 	"mitigations=off tsc=reliable no_timer_check nokaslr edd=off lsm= audit=0 init_on_alloc=0 cryptomgr.notests " +
-	"i8042.noaux i8042.nokbd rcupdate.rcu_expedited=1 transparent_hugepage=never"
+	"i8042.noaux i8042.nokbd rcupdate.rcu_expedited=1"
 
 // Ready is what the console shows when the guest has booted and is at rest.
 const Ready = "guest: ready"
