@@ -68,14 +68,10 @@ func testDropFree(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	require.Zero(t, dropped, "it is paused")
 	require.NoError(t, vm.Continue(t.Context()))
 
-	// Given up half way: the guest has its memory.
+	// Given up: the guest has its memory.
 	fill()
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = vm.DropFree(ctx, func(done, total int64) {
-		if done > 0 {
-			cancel()
-		}
-	})
+	_, err = vm.DropFree(ctx, func(done, total int64) { cancel() })
 	require.ErrorIs(t, err, context.Canceled)
 	requireNothingLent(t, vm)
 
@@ -149,6 +145,7 @@ func TestDropFreeAnswers(t *testing.T) {
 		refused bool // the first word to the balloon
 		give    func(step int) int64
 		back    func(step int) int64
+		cancel  bool // once it gives
 		dropped int64
 		err     string
 	}{
@@ -158,6 +155,7 @@ func TestDropFreeAnswers(t *testing.T) {
 		"boasts":          {free: free, give: func(step int) int64 { return size - min(int64(step), 1)<<44 }, back: all, dropped: changed},
 		"was reset":       {free: free, give: func(step int) int64 { return size - 10<<20 - min(int64(step), 1)<<20 }, back: all, dropped: 1 << 20},
 		"takes back late": {free: free, give: func(step int) int64 { return size - min(int64(step), 1)<<24 }, back: func(step int) int64 { return 48<<20 + int64(step)<<12 }, dropped: changed},
+		"given up":        {free: free, give: func(step int) int64 { return size - min(int64(step)<<20, changed) }, back: all, cancel: true, err: "context canceled"},
 		"nothing free":    {free: 1 << 20, give: all, back: all},
 		"too much free":   {free: size + 1, give: all, back: all, err: "67108865 of 67108864 bytes are free"},
 	} {
@@ -170,7 +168,8 @@ func TestDropFreeAnswers(t *testing.T) {
 			info.Resumed, info.Machine = true, testMachine()
 			info.Machine.Memory = size
 			gets, asked, step := 0, 0, 0
-			dir := fakeMonitor(t, answers(func(command string, id int) string {
+			var last int64
+			dir := fakeMonitor(t, commands(func(command string, args map[string]any, id int) string {
 				text := `{}`
 				switch command {
 				case "query-status":
@@ -189,6 +188,7 @@ func TestDropFreeAnswers(t *testing.T) {
 					step++
 				case "balloon":
 					asked++
+					last = int64(args["value"].(float64))
 					if step = 1; asked == 1 && tt.refused {
 						return fmt.Sprintf(`{"error":{"class":"GenericError","desc":"no such device"},"id":%d}`, id)
 					}
@@ -198,8 +198,15 @@ func TestDropFreeAnswers(t *testing.T) {
 			self, err := identify(os.Getpid())
 			require.NoError(t, err)
 			vm := &VM{q: testQEMU(t, ""), dir: dir, info: info, procs: processes{QEMU: self}}
-			dropped, err := vm.DropFree(t.Context(), nil)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			dropped, err := vm.DropFree(ctx, func(done, total int64) {
+				if tt.cancel && done > 0 {
+					cancel()
+				}
+			})
 			require.NoFileExists(t, filepath.Join(dir, balloonFile))
+			require.Equal(t, int64(size), last, "it is told to have all of its memory")
 			if tt.err != "" {
 				require.ErrorContains(t, err, tt.err)
 				return

@@ -39,10 +39,12 @@ func TestMachineJSON(t *testing.T) {
 
 func TestFingerprint(t *testing.T) {
 	m := testMachine()
-	const golden = "4b15eab5f0612e3fa28a7998fe7914459c7c8f9208366a8b130da5fbc65eafa9"
+	const golden = "e25b828afe6b2811348cbd9299b1869d3a23bcad5eee273650d2624549b5ab0a"
 	require.Equal(t, golden, m.Fingerprint())
 	m.QEMU = "7.9.1"
 	require.Equal(t, golden, m.Fingerprint(), "the minor version does not matter")
+	m.Devices = []string{DeviceSerial, DeviceDisk, DeviceNet}
+	require.Equal(t, "4b15eab5f0612e3fa28a7998fe7914459c7c8f9208366a8b130da5fbc65eafa9", m.Fingerprint(), "bases from before there was a balloon")
 	for name, change := range map[string]func(m *Machine){
 		"accelerator": func(m *Machine) { m.Accelerator = KVM },
 		"type":        func(m *Machine) { m.Type = "pc-q35-7.1" },

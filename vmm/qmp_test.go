@@ -46,20 +46,26 @@ func fakeMonitor(t *testing.T, serve func(net.Conn)) (dir string) {
 
 // answers serves a client: each command gets what f returns, after a greeting.
 func answers(f func(command string, id int) string) func(net.Conn) {
+	return commands(func(command string, _ map[string]any, id int) string { return f(command, id) })
+}
+
+// commands is answers for a function that looks at the arguments, too.
+func commands(f func(command string, args map[string]any, id int) string) func(net.Conn) {
 	return func(conn net.Conn) {
 		fmt.Fprint(conn, greeting)
 		in := bufio.NewScanner(conn)
 		for in.Scan() {
 			var req struct {
-				Execute string `json:"execute"`
-				ID      int    `json:"id"`
+				Execute   string         `json:"execute"`
+				Arguments map[string]any `json:"arguments"`
+				ID        int            `json:"id"`
 			}
 			if json.Unmarshal(in.Bytes(), &req) != nil {
 				return
 			}
 			a := fmt.Sprintf(`{"return": {}, "id": %d}`, req.ID)
 			if req.Execute != "qmp_capabilities" {
-				a = f(req.Execute, req.ID)
+				a = f(req.Execute, req.Arguments, req.ID)
 			}
 			if a == "" {
 				return
