@@ -361,7 +361,7 @@ func TestImportSpace(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	data := exportTestBase(t, newBaseFixture(t, t.TempDir(), 400, 400).seal(t))
 	dir := t.TempDir()
-	need.No(t, os.NewSyscallError("mount a tmpfs", unix.Mount("cloudlet-test", dir, "tmpfs", 0, "size=1m")))
+	need.No(t, os.NewSyscallError("mount a tmpfs", unix.Mount("cloudlet-test", dir, "tmpfs", 0, "size=1m")), unix.EPERM)
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	path := filepath.Join(t.TempDir(), "base.zip")
 	require.NoError(t, os.WriteFile(path, data, 0o600))

@@ -90,18 +90,23 @@ func (vm *VM) dropFree(ctx context.Context, report func(done, total int64)) (dro
 	if give <= 0 {
 		return 0, nil
 	}
-	bound, cancel := context.WithTimeout(ctx, balloonLimit)
-	defer cancel()
-	first := int64(-1) // what the device says at first: the guest's word, and it may be wrong
-	err = vm.balloon(bound, size-give, func(actual int64) {
-		if first < 0 {
-			first = actual
-		}
-		dropped = max(dropped, min(first-actual, give))
+	has, err := vm.ballooned(ctx) // the guest's word, and it may be wrong: what counts is how it moves
+	if err != nil {
+		return 0, err
+	}
+	note := func(now int64) {
+		dropped = max(dropped, min(has-now, give))
 		if report != nil {
 			report(dropped, give)
 		}
-	})
+	}
+	note(has)
+	if err := vm.Monitor(ctx, "balloon", toHave(size-give), nil); err != nil {
+		return 0, err
+	}
+	bound, cancel := context.WithTimeout(ctx, balloonLimit)
+	defer cancel()
+	err = vm.awaitBalloon(bound, size-give, note)
 	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
 		err = nil // what is done is done
 	}
@@ -157,7 +162,7 @@ func (vm *VM) freeMemory(ctx context.Context) (int64, error) {
 		err := vm.Monitor(bound, "qom-get", property(guestStats), &now)
 		return now.Updated != before.Updated, err
 	})
-	if bound.Err() != nil && ctx.Err() == nil {
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		err = fmt.Errorf("%w: no driver answers in the guest: let it load virtio_balloon", ErrNoBalloon)
 	}
 	if err != nil {
@@ -169,28 +174,32 @@ func (vm *VM) freeMemory(ctx context.Context) (int64, error) {
 	return int64(now.Stats.Free), nil
 }
 
-// balloon asks the guest to have so many bytes of memory, and returns when it has, or when that
-// goes no further. on is told at first and at each step.
-func (vm *VM) balloon(ctx context.Context, bytes int64, on func(actual int64)) error {
+// toHave is the arguments that ask the guest to have so many bytes of memory.
+func toHave(bytes int64) map[string]any { return map[string]any{"value": bytes} }
+
+// ballooned returns how many bytes of memory the guest says that it has.
+func (vm *VM) ballooned(ctx context.Context) (int64, error) {
+	var now struct {
+		Actual int64 `json:"actual"`
+	}
+	err := vm.Monitor(ctx, "query-balloon", nil, &now)
+	return now.Actual, err
+}
+
+// awaitBalloon returns when the guest, which was asked to, has so many bytes of memory, or when
+// that goes no further. on is told of each step.
+func (vm *VM) awaitBalloon(ctx context.Context, bytes int64, on func(now int64)) error {
 	last, moved := int64(-1), time.Now()
-	for asked := false; ; {
-		var now struct {
-			Actual int64 `json:"actual"`
-		}
-		if err := vm.Monitor(ctx, "query-balloon", nil, &now); err != nil {
+	for {
+		now, err := vm.ballooned(ctx)
+		if err != nil {
 			return err
 		}
-		on(now.Actual)
-		if now.Actual != last {
-			last, moved = now.Actual, time.Now()
+		on(now)
+		if now != last {
+			last, moved = now, time.Now()
 		}
-		switch {
-		case !asked:
-			asked = true
-			if err := vm.Monitor(ctx, "balloon", map[string]any{"value": bytes}, nil); err != nil {
-				return err
-			}
-		case now.Actual == bytes || time.Since(moved) > balloonStall:
+		if now == bytes || time.Since(moved) > balloonStall {
 			return nil
 		}
 		select {
@@ -214,7 +223,7 @@ func (vm *VM) takeBack(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	_ = vm.balloon(ctx, vm.info.Machine.Memory, func(int64) {}) // it is told; how long it takes is its own affair
+	_ = vm.awaitBalloon(ctx, vm.info.Machine.Memory, func(int64) {}) // it is told; how long it takes is its own affair
 	return nil
 }
 
@@ -229,7 +238,7 @@ func (vm *VM) undoBalloon(ctx context.Context) error {
 		return err
 	}
 	err = vm.insist(ctx, func(ctx context.Context, c *qmp) error {
-		if err := c.execute(ctx, "balloon", map[string]any{"value": vm.info.Machine.Memory}, nil); err != nil {
+		if err := c.execute(ctx, "balloon", toHave(vm.info.Machine.Memory), nil); err != nil {
 			return err
 		}
 		return c.execute(ctx, "qom-set", property(pollingInterval, before.Interval), nil)

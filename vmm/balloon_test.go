@@ -78,7 +78,8 @@ func testDropFree(t *testing.T, newRig func(*testing.T) (rig, string)) {
 	// Killed half way: it has its memory once it is adopted.
 	require.NoError(t, writeJSON(vm.Dir(), balloonFile, lent{Interval: 7}))
 	require.NoError(t, vm.Monitor(t.Context(), "qom-set", property(pollingInterval, 1), nil))
-	require.NoError(t, vm.balloon(t.Context(), rig.machine.Memory*3/4, func(int64) {}))
+	require.NoError(t, vm.Monitor(t.Context(), "balloon", toHave(rig.machine.Memory*3/4), nil))
+	requireMemory(t, vm, rig.machine.Memory*3/4)
 	adopted, err := rig.q.Adopt(t.Context(), vm.Dir())
 	require.NoError(t, err)
 	require.NoFileExists(t, filepath.Join(vm.Dir(), balloonFile))
@@ -110,11 +111,9 @@ func requireNothingLent(t *testing.T, vm *VM) {
 // requireMemory waits until the guest has so much memory.
 func requireMemory(t *testing.T, vm *VM, bytes int64) {
 	t.Helper()
-	var now struct {
-		Actual int64 `json:"actual"`
-	}
 	require.Eventually(t, func() bool {
-		return vm.Monitor(t.Context(), "query-balloon", nil, &now) == nil && now.Actual == bytes
+		now, err := vm.ballooned(t.Context())
+		return err == nil && now == bytes
 	}, 20*time.Second, 50*time.Millisecond)
 }
 

@@ -15,8 +15,9 @@ import (
 
 // createOverlay makes an overlay of what a running instance differs in from the image it
 // was resumed from, and puts it into the store. The guest stands still while its memory is
-// copied and its disk frozen, then runs on.
-func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
+// copied and its disk frozen, then runs on; with req.Stop it ends instead, and stands still in
+// between, so that nothing it did is lost.
+func (s *Service) createOverlay(ctx context.Context, id string, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
 	if err := s.checkName(req.Name); err != nil {
 		return out, err
 	}
@@ -24,12 +25,19 @@ func (s *Service) createOverlay(ctx context.Context, req api.CreateOverlay, p ap
 	if err != nil {
 		return out, err
 	}
-	r, vm, lk, err := s.working(ctx, req.Instance)
+	r, vm, lk, err := s.working(ctx, id)
 	if err != nil {
 		return out, err
 	}
 	defer lk.unlock()
-	return s.overlayOf(ctx, r, vm, req, strategy, p)
+	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil || !req.Stop {
+		return out, err
+	}
+	// The overlay is there; the end of its instance cannot be called off any more.
+	if _, eerr := s.end(context.WithoutCancel(ctx), r, api.Stopped, fmt.Sprintf("ended with the capture of overlay %.12s", out.ID)); eerr != nil {
+		s.log.Error("end instance after its capture", "instance", r.ID, "problem", eerr)
+	}
+	return out, nil
 }
 
 // dropFree lets the guest, if it runs, give up what stands in memory that it does not use, and
@@ -121,28 +129,6 @@ func (s *Service) overlayOf(ctx context.Context, r *record, vm *vmm.VM, req api.
 		}
 	}
 	out.Took = time.Since(start).Seconds()
-	return out, nil
-}
-
-// createLastOverlay makes an overlay of an instance and ends it. The guest stands still in
-// between, so nothing that it did is lost; if there is no overlay, it goes on as it was.
-func (s *Service) createLastOverlay(ctx context.Context, id string, req api.CreateOverlay, p api.Progress) (out api.CreatedOverlay, err error) {
-	strategy, err := usableStrategy(ctx, req.Strategy)
-	if err != nil {
-		return out, err
-	}
-	r, vm, lk, err := s.working(ctx, id)
-	if err != nil {
-		return out, err
-	}
-	defer lk.unlock()
-	if out, err = s.overlayOf(ctx, r, vm, req, strategy, p); err != nil {
-		return out, err
-	}
-	// The overlay is there; the end of its instance cannot be called off any more.
-	if _, eerr := s.end(context.WithoutCancel(ctx), r, api.Stopped, fmt.Sprintf("ended with the capture of overlay %.12s", out.ID)); eerr != nil {
-		s.log.Error("end instance after its capture", "instance", r.ID, "problem", eerr)
-	}
 	return out, nil
 }
 

@@ -252,10 +252,7 @@ func (s *Service) submitCreateOverlay(ctx context.Context, t *task, req api.Crea
 		return err
 	}
 	t.work = func(ctx context.Context, op *operation) (any, error) {
-		if req.Stop {
-			return s.createLastOverlay(ctx, id, req, op.progress)
-		}
-		return s.createOverlay(ctx, req, op.progress)
+		return s.createOverlay(ctx, id, req, op.progress)
 	}
 	return nil
 }
