@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"io"
+	"strconv"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -51,12 +52,23 @@ type encoder struct {
 	zstd  *zstd.Encoder
 	dict  bool // zstd has one
 	out   []byte
-	xz    xzEncoder
+
+	program tool // encodes instead of zstd
+	args    func(size int) []string
+	buf     bytes.Buffer
 }
 
-func newEncoder(c Codec, level, size int, t tools) (*encoder, error) {
-	e := &encoder{codec: c, xz: xzEncoder{tool: t.xz}}
-	if c != CodecZstd {
+// newEncoder returns an encoder of s for frames that reach back over size bytes.
+func newEncoder(s *Strategy, size int, t tools) (*encoder, error) {
+	e := &encoder{codec: s.Codec}
+	switch {
+	case s.Codec == CodecXZ:
+		e.program, e.args = t.xz, xzArgs
+		return e, nil
+	case s.zstdProgram():
+		e.program, e.args = t.zstd, func(size int) []string { return zstdArgs(s.Level, size) }
+		return e, nil
+	case s.Codec != CodecZstd:
 		return e, nil
 	}
 	window := zstd.MinWindowSize
@@ -64,7 +76,7 @@ func newEncoder(c Codec, level, size int, t tools) (*encoder, error) {
 		window <<= 1
 	}
 	var err error
-	e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevel(level)), zstd.WithEncoderConcurrency(1),
+	e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevel(s.Level)), zstd.WithEncoderConcurrency(1),
 		zstd.WithEncoderCRC(false), zstd.WithWindowSize(window), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return nil, fmt.Errorf("make zstd encoder: %w", err)
@@ -75,8 +87,13 @@ func newEncoder(c Codec, level, size int, t tools) (*encoder, error) {
 // encode returns p compressed, valid until the next call, and the codec that was used: none
 // where compression does not make p smaller.
 func (e *encoder) encode(ctx context.Context, p []byte) (_ []byte, _ Codec, err error) {
-	switch e.codec {
-	case CodecZstd:
+	switch {
+	case e.args != nil:
+		if err = e.program.run(ctx, &e.buf, p, nil, e.args(len(p))...); err != nil {
+			return nil, 0, err
+		}
+		e.out = e.buf.Bytes()
+	case e.codec == CodecZstd:
 		if e.dict {
 			if err := e.zstd.ResetWithOptions(nil, zstd.WithEncoderDictDelete()); err != nil {
 				return nil, 0, fmt.Errorf("drop dictionary: %w", err)
@@ -84,10 +101,6 @@ func (e *encoder) encode(ctx context.Context, p []byte) (_ []byte, _ Codec, err 
 			e.dict = false
 		}
 		e.out = e.zstd.EncodeAll(p, e.out[:0])
-	case CodecXZ:
-		if e.out, err = e.xz.encode(ctx, p); err != nil {
-			return nil, 0, err
-		}
 	default:
 		return p, CodecNone, nil
 	}
@@ -95,6 +108,12 @@ func (e *encoder) encode(ctx context.Context, p []byte) (_ []byte, _ Codec, err 
 		return p, CodecNone, nil
 	}
 	return e.out, e.codec, nil
+}
+
+// zstdArgs are the arguments with which the zstd program writes what [zstdDecoder] reads: one
+// frame that tells its size.
+func zstdArgs(level, size int) []string {
+	return []string{"-" + strconv.Itoa(level), "--ultra", "--no-check", "--single-thread", "--stream-size=" + strconv.Itoa(size), "--quiet", "--stdout"}
 }
 
 // encodeDict returns p compressed with zstd and dict as its history, valid until the next

@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,18 +11,12 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// xzEncoder encodes with the xz program, which finds more than the library that decodes does.
-type xzEncoder struct {
-	tool
-	out bytes.Buffer
-}
-
-// encode returns p as one .xz stream of one block, valid until the next call.
-func (e *xzEncoder) encode(ctx context.Context, p []byte) ([]byte, error) {
+// xzArgs are the arguments with which the xz program, which finds more than the library that
+// decodes does, writes what [decodeXZ] reads: one stream of one block.
+func xzArgs(size int) []string {
 	const leastDict = 4096
-	lzma2 := "--lzma2=preset=9e,dict=" + strconv.Itoa(max(len(p), leastDict))
-	err := e.run(ctx, &e.out, p, nil, "--format=xz", "--check=none", "--threads=1", lzma2, "--stdout")
-	return e.out.Bytes(), err
+	lzma2 := "--lzma2=preset=9e,dict=" + strconv.Itoa(max(size, leastDict))
+	return []string{"--format=xz", "--check=none", "--threads=1", lzma2, "--stdout"}
 }
 
 // decodeXZ fills dst from one .xz stream. It looks at the structure first: the decoder

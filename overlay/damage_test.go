@@ -224,17 +224,19 @@ func TestParseStrategy(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 64<<10, s.FrameSize)
 	for text, want := range map[string]string{
-		"bogus":               "the strategies are balanced, elijah, fast, none, small",
-		"balanced,codec=lz4":  "there are none, zstd, xz",
-		"balanced,delta=diff": "there are none, xor, vcdiff, dict",
-		"small,delta=dict":    "delta dict needs codec zstd, not xz",
-		"balanced,frame=8M":   "frame size",
-		"balanced,frame=-1":   "size",
-		"balanced,frame=5000": "multiple of 4096",
-		"balanced,level=9":    "level 9",
-		"balanced,speed=1":    "the parameters are",
-		"balanced,order=hot":  "there are address, cold, similar",
-		"balanced,level=a":    "invalid syntax",
+		"bogus":                    "the strategies are balanced, elijah, fast, none, small",
+		"balanced,codec=lz4":       "there are none, zstd, xz",
+		"balanced,delta=diff":      "there are none, xor, vcdiff, dict",
+		"small,delta=dict":         "delta dict needs codec zstd, not xz",
+		"balanced,frame=8M":        "frame size",
+		"balanced,frame=-1":        "size",
+		"balanced,frame=5000":      "multiple of 4096",
+		"balanced,level=9":         "takes 1 to 4, and 10 to 22 by its program",
+		"balanced,level=23":        "level 23",
+		"fast,level=19,delta=dict": "delta dict needs a level of 1 to 4, not 19",
+		"balanced,speed=1":         "the parameters are",
+		"balanced,order=hot":       "there are address, cold, similar",
+		"balanced,level=a":         "invalid syntax",
 	} {
 		_, err := ParseStrategy(text)
 		require.ErrorContains(t, err, want, text)

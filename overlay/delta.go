@@ -51,7 +51,7 @@ func newFrameEncoder(s *Strategy, size int, t tools) (*frameEncoder, error) {
 	if s.Delta == DeltaDict {
 		window *= 2 // reaches over the frame to the base's pages before it
 	}
-	e, err := newEncoder(s.Codec, s.Level, window, t)
+	e, err := newEncoder(s, window, t)
 	if err != nil {
 		return nil, err
 	}

@@ -17,10 +17,10 @@ import (
 // testEncoder returns what Create would compress frames of size bytes with.
 func testEncoder(t testing.TB, c Codec, level, size int) *encoder {
 	t.Helper()
-	s := &Strategy{Codec: c}
+	s := &Strategy{Codec: c, Level: level}
 	programs, err := s.tools(t.Context())
 	need.No(t, err, ErrNoProgram)
-	e, err := newEncoder(c, level, size, programs)
+	e, err := newEncoder(s, size, programs)
 	require.NoError(t, err)
 	return e
 }

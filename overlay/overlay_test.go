@@ -191,7 +191,7 @@ func everyStrategy() []string {
 
 // TestRoundTrip: every strategy gives back every byte, whole and page by page.
 func TestRoundTrip(t *testing.T) {
-	for _, text := range append(everyStrategy(), "balanced,delta=none,frame=4K", "small,frame=64K", "fast,frame=4M", "fast,delta=dict,frame=4M",
+	for _, text := range append(everyStrategy(), "balanced,level=19", "fast,level=22,frame=4M,hot=4K", "balanced,delta=none,frame=4K", "small,frame=64K", "fast,frame=4M", "fast,delta=dict,frame=4M",
 		"balanced,delta=dict,level=4,frame=256K", "balanced,delta=dict,level=2,frame=4K", "elijah,frame=4M") {
 		t.Run(text, func(t *testing.T) {
 			rng := newRand(t)

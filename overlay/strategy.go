@@ -14,7 +14,7 @@ type Strategy struct {
 	Name      string `json:"name"`
 	Delta     Delta  `json:"delta"`
 	Codec     Codec  `json:"codec"`
-	Level     int    `json:"level"`      // zstd: 1 fastest, 2 default, 3 better, 4 best; 0 for the others
+	Level     int    `json:"level"`      // zstd: 1 fastest, 2 default, 3 better, 4 best, or 10 to 22 by the program zstd; 0 for the others
 	FrameSize int    `json:"frame_size"` // bytes of pages in a frame; a multiple of PageSize, at most MaxFramePages pages
 	HotSize   int    `json:"hot_size"`   // the same for frames of pages in the touch profile
 	Order     Order  `json:"order,omitzero"`
@@ -59,7 +59,7 @@ var presets = map[string]Strategy{
 	// What the seeds of this field did: xdelta3, then LZMA.
 	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
 	// Larger frames are smaller, but a guest far away waits for more of what it does not want.
-	"small": {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 256 << 10, HotSize: 64 << 10, Order: OrderSimilar},
+	"small": {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10, Order: OrderSimilar},
 }
 
 // Strategies lists the names of the presets.
@@ -68,8 +68,9 @@ func Strategies() []string { return slices.Sorted(maps.Keys(presets)) }
 // ParseStrategy parses a preset's name, optionally with changes: "balanced" or
 // "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3,order=cold". The empty string is
 // "balanced". Orders are address, cold and similar, see [Order]. Deltas are none, xor, vcdiff
-// and dict, codecs none, zstd and xz. Who encodes needs the program xdelta3 for vcdiff and xz
-// for xz, see [Strategy.CheckPrograms].
+// and dict, codecs none, zstd and xz. Levels of zstd are 1 to 4, and 10 to 22, as those of its
+// program. Who encodes needs the program xdelta3 for vcdiff, xz for xz and zstd for the high
+// levels, see [Strategy.CheckPrograms].
 func ParseStrategy(text string) (Strategy, error) {
 	name, rest, changed := strings.Cut(text, ",")
 	if name == "" {
@@ -143,8 +144,8 @@ func (s *Strategy) Validate() error {
 				s.Name, f.name, f.size, PageSize, PageSize, MaxFramePages*PageSize)
 		}
 	}
-	if s.Codec == CodecZstd && (s.Level < 1 || s.Level > 4) || s.Codec != CodecZstd && s.Level != 0 {
-		return fmt.Errorf("overlay strategy %q: level %d: codec zstd takes 1 to 4, the others 0", s.Name, s.Level)
+	if s.Codec == CodecZstd && (s.Level < 1 || s.Level > 4) && !s.zstdProgram() || s.Codec != CodecZstd && s.Level != 0 {
+		return fmt.Errorf("overlay strategy %q: level %d: codec zstd takes 1 to 4, and %d to %d by its program, the others 0", s.Name, s.Level, leastProgramLevel, maxProgramLevel)
 	}
 	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= len(deltaNames) || int(s.Order) >= len(orderNames) || len(s.Name) > 200 {
 		return fmt.Errorf("overlay strategy %.80q: unknown codec %d, delta %d or order %d", s.Name, s.Codec, s.Delta, s.Order)
@@ -152,7 +153,22 @@ func (s *Strategy) Validate() error {
 	if s.Delta == DeltaDict && s.Codec != CodecZstd {
 		return fmt.Errorf("overlay strategy %q: delta dict needs codec zstd, not %s", s.Name, s.Codec)
 	}
+	if s.Delta == DeltaDict && s.zstdProgram() {
+		return fmt.Errorf("overlay strategy %q: delta dict needs a level of 1 to 4, not %d", s.Name, s.Level)
+	}
 	return nil
+}
+
+// Levels of the zstd program: those that compress more than the library's 4.
+const (
+	leastProgramLevel = 10
+	maxProgramLevel   = 22
+)
+
+// zstdProgram reports whether the program zstd encodes: slowly, what decodes as fast as what
+// the library encodes.
+func (s *Strategy) zstdProgram() bool {
+	return s.Codec == CodecZstd && s.Level >= leastProgramLevel && s.Level <= maxProgramLevel
 }
 
 // named finds value among names and returns its number.

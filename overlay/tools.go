@@ -21,7 +21,7 @@ type tool struct {
 }
 
 // tools are those that a strategy needs.
-type tools struct{ xdelta3, xz tool }
+type tools struct{ xdelta3, xz, zstd tool }
 
 // CheckPrograms returns [ErrNoProgram] where the strategy is encoded by a program that this
 // host lacks. [Create] looks as well, but only once there is something to make an overlay of.
@@ -40,16 +40,19 @@ func (s *Strategy) tools(ctx context.Context) (t tools, err error) {
 	if s.Codec == CodecXZ {
 		t.xz, err = findTool(ctx, "xz", "--version", "codec xz is encoded by xz: install the package xz-utils")
 	}
+	if s.zstdProgram() {
+		t.zstd, err = findTool(ctx, "zstd", "--version", fmt.Sprintf("level %d is encoded by zstd: install the package zstd", s.Level))
+	}
 	return t, err
 }
 
 // encoder names the libraries and programs that encode by the strategy, with their versions.
 func (s *Strategy) encoder(t tools) string {
 	var names []string
-	if s.Codec == CodecZstd {
+	if s.Codec == CodecZstd && !s.zstdProgram() {
 		names = append(names, zstdLibrary)
 	}
-	for _, p := range []tool{t.xz, t.xdelta3} {
+	for _, p := range []tool{t.zstd, t.xz, t.xdelta3} {
 		if p.version != "" {
 			names = append(names, p.version)
 		}
@@ -57,9 +60,9 @@ func (s *Strategy) encoder(t tools) string {
 	return strings.Join(names, ", ")
 }
 
-// versionNumber finds the first number in "Xdelta version 3.0.11, Copyright ..." or
-// "xz (XZ Utils) 5.4.1".
-var versionNumber = regexp.MustCompile(`\s([0-9][0-9A-Za-z.+~-]{0,30})`)
+// versionNumber finds the first number in "Xdelta version 3.0.11, Copyright ...",
+// "xz (XZ Utils) 5.4.1" or "*** Zstandard CLI (64-bit) v1.5.4, by Yann Collet ***".
+var versionNumber = regexp.MustCompile(`\sv?([0-9][0-9A-Za-z.+~-]{0,30})`)
 
 // findTool looks for a program and asks it for its version.
 func findTool(ctx context.Context, name, ask, remedy string) (tool, error) {

@@ -13,6 +13,7 @@ import (
 var programs = []struct{ name, version, strategy, remedy string }{
 	{"xdelta3", "Xdelta version 9.9, by a test", "none,delta=vcdiff", "install the package xdelta3"},
 	{"xz", "xz (XZ Utils) 9.9", "none,codec=xz", "install the package xz-utils"},
+	{"zstd", "*** Zstandard CLI (64-bit) v9.9, by a test ***", "none,codec=zstd,level=19", "install the package zstd"},
 }
 
 // TestNoProgram: a strategy whose program is missing says so before any work, by name.

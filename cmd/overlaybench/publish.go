@@ -43,19 +43,20 @@ profile in its order, all others beside those that they resemble. It changes the
 overlay's id.
 
 How to choose: **balanced** is the default, and what a guest waits for is decoded at its speed.
-**fast** where somebody waits for the overlay to be made, as in a handoff. **small** where the
-whole overlay must come over a slow link, and creating may take minutes. Larger cold frames make
-it smaller still (frame=1M, frame=4M), but a page that no profile foresaw then costs the transfer
-and decoding of that much, and the first response comes later than by balanced: see
-` + "`benchlazy -strategies`" + `. **elijah** is what the seeds of this
-field did, to compare with. Parameters change one thing: ` + "`balanced,delta=dict,level=4`" + `.
+With level=19 the zstd program encodes it, which takes a minute or more: it becomes smaller and
+is read as fast as before. **fast** where somebody waits for the overlay to be made, as in a
+handoff. **small** where the whole overlay must come over a slow link, and creating may take
+minutes; it is read slowly. Larger cold frames make every strategy smaller (frame=1M, frame=4M),
+but a page that no profile foresaw then costs the transfer and decoding of that much, and the
+first response comes later: see ` + "`benchlazy -strategies`" + `. **elijah** is what the seeds of
+this field did, to compare with. Parameters change one thing: ` + "`balanced,delta=dict,level=4`" + `.
 
 Size is frames and index, without device state and touch profile. *vs ref* is a share of the
 reference: each stored page through xdelta3 -9, then all through one xz -9e, which cannot be
 read lazily. *codec saves* and *delta saves* are MiB; a delta that costs more than it saves is
 negative. Speeds are MB of pages a second of processor time, hashes included: *create* of
 modified pages, *decode* of stored ones; *first* also hashes the pages of the base that a delta
-needs, as a fresh mount does. *peak* is the creating process, without xz and xdelta3.
+needs, as a fresh mount does. *peak* is the creating process, without the programs that it runs.
 
 CPU profiles stand at the end of each guest. What was done about their first entries: frames of
 an overlay that is packed again are decoded once each, and unmodified pages are compared, not

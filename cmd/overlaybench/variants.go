@@ -37,7 +37,7 @@ func factors() []variant {
 		}
 	}
 	one("delta", "delta=none", "delta=dict", "delta=vcdiff")
-	one("codec", "level=1", "level=2", "level=4", "codec=xz")
+	one("codec", "level=1", "level=2", "level=4", "level=19", "codec=xz")
 	one("frame size", "frame=16K", "frame=256K", "frame=1M", "frame=4M", "frame=256K,hot=256K")
 	one("order", "order=address")
 	list = append(list, variant{Factor: "order", Label: "all by address", Strategy: standard, ByAddress: true})
@@ -52,8 +52,8 @@ func factors() []variant {
 	} {
 		list = append(list, variant{Factor: "deduplication", Label: d.label, Strategy: standard, Without: d.off})
 	}
-	one("together", "frame=256K,level=4", "frame=1M,level=4", "order=address,frame=1M", "codec=xz,frame=4M")
-	for _, s := range []string{"small,frame=1M", "small,frame=4M"} {
+	one("together", "frame=1M,level=4", "frame=1M,level=19", "frame=4M,level=22", "order=address,frame=1M")
+	for _, s := range []string{"small,frame=256K", "small,frame=4M"} {
 		list = append(list, variant{Factor: "small", Label: s, Strategy: s})
 	}
 	return list
