@@ -59,6 +59,17 @@ type saved struct {
 	Self   int64 `json:"self"`
 	Codec  int64 `json:"codec"`
 	Delta  int64 `json:"delta"` // on top of the codec; where it is a loss it is negative
+	// Together: Codec is what codec and delta save, since a second overlay, without delta, would
+	// have taken too long.
+	Together bool `json:"together,omitempty"`
+}
+
+// delta is Delta for a table.
+func (s saved) delta() string {
+	if s.Together {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", figures.MiB(s.Delta))
 }
 
 func say(format string, args ...any) {
@@ -68,18 +79,7 @@ func say(format string, args ...any) {
 // results measures, or reads what was measured.
 func (o *options) results(ctx context.Context) (*results, error) {
 	if o.from != "" {
-		b, err := os.ReadFile(o.from)
-		if err != nil {
-			return nil, err
-		}
-		r := new(results)
-		if err := json.Unmarshal(b, r); err != nil {
-			return nil, fmt.Errorf("read %s: %w", o.from, err)
-		}
-		for _, g := range r.Guests {
-			g.derive()
-		}
-		return r, nil
+		return readResults(strings.Split(o.from, ","))
 	}
 	if len(o.guests) == 0 {
 		return nil, errors.New("name a guest with -guest (make demo and make guests prepare some), or results with -from")
@@ -123,6 +123,37 @@ func (o *options) results(ctx context.Context) (*results, error) {
 	return r, nil
 }
 
+// readResults reads what runs have measured, each of other guests.
+func readResults(paths []string) (*results, error) {
+	all := new(results)
+	var hosts []string
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		var r results
+		if err := json.Unmarshal(b, &r); err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		if len(all.Guests) > 0 && r.Rounds != all.Rounds {
+			return nil, fmt.Errorf("read %s: it has %d rounds, those before %d", path, r.Rounds, all.Rounds)
+		}
+		for _, g := range r.Guests {
+			if slices.ContainsFunc(all.Guests, func(have *guestResult) bool { return have.Name == g.Name }) {
+				return nil, fmt.Errorf("read %s: guest %s is in the results before, too", path, g.Name)
+			}
+			g.derive()
+		}
+		all.Guests, all.Rounds = append(all.Guests, r.Guests...), r.Rounds
+		if !slices.Contains(hosts, r.Host) {
+			hosts = append(hosts, r.Host)
+		}
+	}
+	all.Host = strings.Join(hosts, "; ")
+	return all, nil
+}
+
 // measure measures a guest, each variant once in a round.
 func (o *options) measure(ctx context.Context, g *guest, variants []variant, names []string) (*guestResult, error) {
 	id, err := g.prepare(ctx)
@@ -142,7 +173,7 @@ func (o *options) measure(ctx context.Context, g *guest, variants []variant, nam
 			if round > 0 && w.Create[0].Wall > o.patience.Seconds() {
 				continue
 			}
-			if err := w.round(ctx, g, id, plain); err != nil {
+			if err := w.round(ctx, g, id, plain, o.patience); err != nil {
 				return nil, err
 			}
 			say("%s: round %d: %s", g.name, round+1, w)
@@ -175,8 +206,9 @@ func (w *row) String() string {
 	return fmt.Sprintf("%s (%s): %.2f MiB, created in %.1f s, decoded at %.0f MB/s", w.Label, w.Factor, figures.MiB(w.Bytes), w.Create[last].Wall, float64(w.Stored)/1e6/w.Decode[last].CPU)
 }
 
-// round creates and decodes the overlay once.
-func (w *row) round(ctx context.Context, g *guest, id overlay.Hash, plain map[string]int64) (err error) {
+// round creates and decodes the overlay once. The first time it also finds out what the delta
+// saves, from plain or by an overlay without, unless this one took longer than patience.
+func (w *row) round(ctx context.Context, g *guest, id overlay.Hash, plain map[string]int64, patience time.Duration) (err error) {
 	made, err := g.create(ctx, w.variant, id)
 	if err != nil {
 		return err
@@ -199,6 +231,10 @@ func (w *row) round(ctx context.Context, g *guest, id overlay.Hash, plain map[st
 		return nil
 	}
 	n, ok := plain[v.key()]
+	if !ok && made.Cost.Wall > patience.Seconds() {
+		w.Saved.Together = true
+		return nil
+	}
 	if !ok {
 		without, err := g.create(ctx, v, id)
 		if err := errors.Join(err, os.Remove(g.made())); err != nil {
@@ -215,7 +251,7 @@ func (w *row) round(ctx context.Context, g *guest, id overlay.Hash, plain map[st
 func (w *row) fill(r *response) {
 	m := r.Manifest
 	w.Bytes, w.File, w.Index, w.Encoder = m.Members.Frames.Size+m.Members.Index.Size, r.Size, m.Members.Index.Size, m.Strategy.Encoder
-	w.Saved = saved{Codec: w.Saved.Codec, Delta: w.Saved.Delta}
+	w.Saved = saved{Codec: w.Saved.Codec, Delta: w.Saved.Delta, Together: w.Saved.Together}
 	w.Stored = 0
 	for _, p := range []overlay.PageStats{m.Stats.Memory, m.Stats.Disk} {
 		w.Saved.Zero += p.Zero * overlay.PageSize

@@ -107,6 +107,49 @@ func TestBench(t *testing.T) {
 	o.requireReports(t, r)
 }
 
+// TestPatience: where creating takes longer, what the delta saves is not told apart.
+func TestPatience(t *testing.T) {
+	dir := t.TempDir()
+	o := options{guests: []string{"one=" + newGuest(t)}, strategies: "balanced;balanced,delta=none", rounds: 2, patience: 1,
+		dir: dir, json: filepath.Join(dir, "r.json")}
+	r, err := o.results(t.Context())
+	require.NoError(t, err)
+	for i, w := range r.Guests[0].Rows {
+		require.Len(t, w.Create, 1)
+		require.Equal(t, i == 0, w.Saved.Together, w.Label)
+		require.Equal(t, w.Stored-(w.Bytes-w.Index), w.Saved.Codec+w.Saved.Delta, w.Label)
+	}
+	require.Equal(t, "-", r.Guests[0].Rows[0].Saved.delta())
+	require.Equal(t, "0.00", r.Guests[0].Rows[1].Saved.delta())
+}
+
+// TestResultsOfRuns: the guests of several runs make one report, no guest twice.
+func TestResultsOfRuns(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, r results) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, figures.WriteJSON(path, &r))
+		return path
+	}
+	one := write("1", results{Host: "here", Rounds: 2, Guests: []*guestResult{{Name: "a"}, {Name: "b"}}})
+	two := write("2", results{Host: "there", Rounds: 2, Guests: []*guestResult{{Name: "c"}}})
+	again := write("3", results{Host: "here", Rounds: 2, Guests: []*guestResult{{Name: "b"}}})
+	short := write("4", results{Host: "here", Rounds: 1, Guests: []*guestResult{{Name: "d"}}})
+	r, err := readResults([]string{one, two})
+	require.NoError(t, err)
+	require.Equal(t, "here; there", r.Host)
+	require.Equal(t, 2, r.Rounds)
+	var names []string
+	for _, g := range r.Guests {
+		names = append(names, g.Name)
+	}
+	require.Equal(t, []string{"a", "b", "c"}, names)
+	_, err = readResults([]string{one, again})
+	require.ErrorContains(t, err, "guest b is in the results before, too")
+	_, err = readResults([]string{one, short})
+	require.ErrorContains(t, err, "it has 1 rounds, those before 2")
+}
+
 // requireReports requires that every form of the results is written, and can be read again.
 func (o *options) requireReports(t *testing.T, r *results) {
 	if err := o.report(r); err != nil { // times are what they are

@@ -46,13 +46,13 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&o.strategies, "strategies", "factors", "what to measure: factors (presets, and one factor at a time from balanced), presets, none,\nor strategies as `overlay create` takes them, separated by semicolons")
 	f.StringVar(&o.rivals, "rivals", strings.Join(rivalNames(), ","), "other programs to measure, by name; those that are missing are left out")
 	f.IntVar(&o.rounds, "rounds", 3, "rounds of measuring, every strategy once in each")
-	f.DurationVar(&o.patience, "patience", time.Minute, "a strategy whose create takes longer is created once only")
+	f.DurationVar(&o.patience, "patience", time.Minute, "a strategy whose create takes longer is created once only,\nand not once more without its delta")
 	f.StringVar(&o.dir, "dir", "build/strategies", "folder for what is made on the way; the rivals' results are found again in it")
 	f.StringVar(&o.json, "o", "build/bench-strategies.json", "file for the results")
 	f.StringVar(&o.csv, "csv", "build/bench-strategies.csv", "file for the table")
 	f.StringVar(&o.picture, "plot", "build/bench-strategies", "beginning of the names of the plots, -GUEST.svg and -GUEST.png")
 	f.StringVar(&o.publish, "publish", "", "root of the project, to write its docs/strategies.md")
-	f.StringVar(&o.from, "from", "", "results to report again, instead of measuring")
+	f.StringVar(&o.from, "from", "", "results to report again, instead of measuring; those of several runs, of different guests, with commas between")
 	if err := figures.Parse(f, args); err != nil {
 		return err
 	}

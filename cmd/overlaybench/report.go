@@ -134,7 +134,7 @@ func (g *guestResult) print(out io.Writer) {
 	fmt.Fprintln(t, "varied\tstrategy\tMiB\tvs ref\tcodec saves\tdelta saves\tcreate s\tcreate MB/s/core\tpeak MiB\tdecode MB/s/core\tfirst\topen ms\t")
 	for _, w := range g.Rows {
 		open := w.openTime()
-		fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t%.1f\t%.1f\t%s\t%.0f\t%.0f\t%s\t%.0f\t%.1f\t\n", w.Factor, w.Label, figures.MiB(w.Bytes), g.ratio(w.Bytes), figures.MiB(w.Saved.Codec), figures.MiB(w.Saved.Delta),
+		fmt.Fprintf(t, "%s\t%s\t%.2f\t%s\t%.1f\t%s\t%s\t%.0f\t%.0f\t%s\t%.0f\t%.1f\t\n", w.Factor, w.Label, figures.MiB(w.Bytes), g.ratio(w.Bytes), figures.MiB(w.Saved.Codec), w.Saved.delta(),
 			w.createWall().format(1), w.createSpeed().Median, figures.MiB(w.Peak), w.decodeSpeed().format(0), w.firstSpeed().Median, 1000*open.Median)
 	}
 	t.Flush()
