@@ -124,7 +124,7 @@ func TestStrategiesKeepID(t *testing.T) {
 	none := l.capture(in.ID, "--strategy", "none")
 	l.requireImage(none.ID, now)
 	sizes, digests := map[string]int64{"none": none.Size}, map[string]bool{none.Digest: true}
-	for _, strategy := range []string{"fast", "balanced", "small"} {
+	for _, strategy := range []string{"fast", "balanced", "balanced,level=19", "small"} {
 		file := filepath.Join(t.TempDir(), strategy+".overlay")
 		made := l.captureTwice(in.ID, "--strategy", strategy, "-o", file)
 		var o api.Overlay
