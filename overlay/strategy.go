@@ -165,8 +165,8 @@ const (
 	maxProgramLevel   = 22
 )
 
-// zstdProgram reports whether the program zstd encodes: slowly, what decodes as fast as what
-// the library encodes.
+// zstdProgram reports whether the program zstd encodes: slowly, what decodes nearly as
+// fast as what the library encodes.
 func (s *Strategy) zstdProgram() bool {
 	return s.Codec == CodecZstd && s.Level >= leastProgramLevel && s.Level <= maxProgramLevel
 }

@@ -44,7 +44,7 @@ overlay's id.
 
 How to choose: **balanced** is the default, and what a guest waits for is decoded at its speed.
 With level=19 the zstd program encodes it, which takes a minute or more: it becomes smaller and
-is read as fast as before. **fast** where somebody waits for the overlay to be made, as in a
+is read nearly as fast. **fast** where somebody waits for the overlay to be made, as in a
 handoff. **small** where the whole overlay must come over a slow link, and creating may take
 minutes; it is read slowly. Larger cold frames make every strategy smaller (frame=1M, frame=4M),
 but a page that no profile foresaw then costs the transfer and decoding of that much, and the
