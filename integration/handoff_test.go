@@ -35,7 +35,7 @@ type handoffLab struct {
 func newHandoffLab(t *testing.T, o cloudlets.Options) *handoffLab {
 	t.Helper()
 	needVMs(t)
-	need.No(t, link.Probe())
+	need.No(t, link.Probe(), link.ErrUnavailable)
 	sharedOnce.Do(setUp)
 	require.NoError(t, shared.err)
 	o.Program, o.GuestDir, o.Store = shared.bin, *guestDir, shared.dir

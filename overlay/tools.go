@@ -37,10 +37,10 @@ func (s *Strategy) tools(ctx context.Context) (t tools, err error) {
 			return t, err
 		}
 	}
-	if s.Codec == CodecXZ {
+	switch {
+	case s.Codec == CodecXZ:
 		t.xz, err = findTool(ctx, "xz", "--version", "codec xz is encoded by xz: install the package xz-utils")
-	}
-	if s.zstdProgram() {
+	case s.zstdProgram():
 		t.zstd, err = findTool(ctx, "zstd", "--version", fmt.Sprintf("level %d is encoded by zstd: install the package zstd", s.Level))
 	}
 	return t, err

@@ -64,12 +64,20 @@ type saved struct {
 	Together bool `json:"together,omitempty"`
 }
 
-// delta is Delta for a table.
+// delta is Delta for a table, in MiB.
 func (s saved) delta() string {
 	if s.Together {
 		return "-"
 	}
 	return fmt.Sprintf("%.2f", figures.MiB(s.Delta))
+}
+
+// apart is Delta for the CSV, in bytes, and empty where it is not known.
+func (s saved) apart() any {
+	if s.Together {
+		return ""
+	}
+	return s.Delta
 }
 
 func say(format string, args ...any) {

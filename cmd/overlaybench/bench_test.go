@@ -121,6 +121,7 @@ func TestPatience(t *testing.T) {
 	}
 	require.Equal(t, "-", r.Guests[0].Rows[0].Saved.delta())
 	require.Equal(t, "0.00", r.Guests[0].Rows[1].Saved.delta())
+	require.Empty(t, r.Guests[0].Rows[0].Saved.apart())
 }
 
 // TestResultsOfRuns: the guests of several runs make one report, no guest twice.

@@ -222,7 +222,7 @@ func writeCSV(path string, r *results) error {
 	for _, g := range r.Guests {
 		for _, v := range g.Rows {
 			c, d, o := v.createWall(), v.decodeSpeed(), v.openTime()
-			line(g.Name, "strategy", v.Factor, v.Label, v.Strategy, v.Bytes, v.File, v.Index, v.Stored, v.Saved.Zero, v.Saved.Base, v.Saved.Parent, v.Saved.Self, v.Saved.Codec, v.Saved.Delta,
+			line(g.Name, "strategy", v.Factor, v.Label, v.Strategy, v.Bytes, v.File, v.Index, v.Stored, v.Saved.Zero, v.Saved.Base, v.Saved.Parent, v.Saved.Self, v.Saved.Codec, v.Saved.apart(),
 				c.Median, c.Least, c.Most, v.createSpeed().Median, v.Peak, d.Median, d.Least, d.Most, v.firstSpeed().Median, o.Median, o.Least, o.Most)
 		}
 		for i := range g.Rivals {

@@ -57,7 +57,7 @@ const (
 
 // TestNetwork: cloudlets and clients reach each other, over what Network asks for.
 func TestNetwork(t *testing.T) {
-	need.No(t, link.Probe())
+	need.No(t, link.Probe(), link.ErrUnavailable)
 	const most = 4 << 20 // bytes in a transfer
 	for _, test := range []struct {
 		name  string
@@ -126,7 +126,7 @@ func TestNetwork(t *testing.T) {
 // TestLeftovers: what works below a folder is found, and of it the program's processes are
 // ended, no others.
 func TestLeftovers(t *testing.T) {
-	need.No(t, link.Probe()) // that is root
+	need.No(t, link.Probe(), link.ErrUnavailable) // that is root
 	sleep, err := exec.LookPath("sleep")
 	require.NoError(t, err)
 	program := filepath.Join(t.TempDir(), "program")

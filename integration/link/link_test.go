@@ -84,7 +84,7 @@ func TestOnWire(t *testing.T) {
 // up makes a link whose server runs serve for each connection.
 func up(t *testing.T, p Params, serve func(net.Conn)) *Link {
 	t.Helper()
-	need.No(t, Probe())
+	need.No(t, Probe(), ErrUnavailable)
 	l, err := Up(p)
 	require.NoError(t, err)
 	ended := make(chan struct{})

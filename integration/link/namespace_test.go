@@ -18,7 +18,7 @@ import (
 // with text.
 func pair(t *testing.T, p Params, text string) (l *Link, a *Namespace, dial func(timeout time.Duration) (net.Conn, error)) {
 	t.Helper()
-	need.No(t, Probe())
+	need.No(t, Probe(), ErrUnavailable)
 	ends := make([]End, 2)
 	for i := range ends {
 		n, err := NewNamespace()
@@ -100,7 +100,7 @@ func TestJoinRefuses(t *testing.T) {
 
 // TestJoinRefusesAddress: an address that no device has.
 func TestJoinRefusesAddress(t *testing.T) {
-	need.No(t, Probe())
+	need.No(t, Probe(), ErrUnavailable)
 	n, err := NewNamespace()
 	require.NoError(t, err)
 	_, err = Join(Params{}, End{n, "10.77.0.1"}, End{n, "10.77.0.2"})

@@ -57,17 +57,23 @@ func bringUp(name string) error {
 // some IPv6 of its own accord.
 func isIPv4(b []byte) bool { return len(b) > vnetHeader && b[vnetHeader]>>4 == 4 }
 
-// Probe says why no link can be made on this host, or returns nil.
+// ErrUnavailable: no link can be made on this host.
+var ErrUnavailable = errors.New("no link can be made on this host")
+
+// Probe returns [ErrUnavailable] with the reason where no link can be made, or nil.
 func Probe() error {
 	if os.Geteuid() != 0 {
-		return errors.New("a link needs root, for network devices")
+		return fmt.Errorf("%w: it needs root, for network devices", ErrUnavailable)
 	}
 	f, err := os.OpenFile(tunPath, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w: it needs the kernel's TUN devices (modprobe tun): %w", ErrUnavailable, err)
+	}
 	if err != nil {
-		return fmt.Errorf("a link needs the kernel's TUN devices (modprobe tun): %w", err)
+		return err
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
-		return errors.Join(errors.New("a link needs the program ip: install iproute2"), f.Close())
+		return errors.Join(fmt.Errorf("%w: it needs the program ip: install iproute2", ErrUnavailable), f.Close())
 	}
 	return f.Close()
 }

@@ -3,6 +3,7 @@ package need
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -19,14 +20,15 @@ func Skip(t testing.TB, reason any) {
 	t.Skip(reason)
 }
 
-// No skips a test where err tells what this machine lacks: where kinds are given an error of
-// these, and any other one fails the test.
-func No(t testing.TB, err error, kinds ...error) {
+// No skips a test where err is of one of the kinds that tell what this machine lacks; any other
+// error fails the test.
+func No(t testing.TB, err, kind error, more ...error) {
 	t.Helper()
 	if err == nil {
 		return
 	}
-	if len(kinds) > 0 && !slices.ContainsFunc(kinds, func(k error) bool { return errors.Is(err, k) }) {
+	kinds := append(more, kind)
+	if !slices.ContainsFunc(kinds, func(k error) bool { return errors.Is(err, k) }) {
 		t.Fatal(err)
 	}
 	Skip(t, err)
@@ -36,7 +38,7 @@ func No(t testing.TB, err error, kinds ...error) {
 func Program(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
-	No(t, err)
+	No(t, err, exec.ErrNotFound, fs.ErrNotExist)
 	return path
 }
 

@@ -33,7 +33,7 @@ func TestSkip(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Setenv("CLOUDLET_NO_SKIP", tt.env)
 			for _, missing := range []func(t testing.TB){
-				func(t testing.TB) { No(t, reason) },
+				func(t testing.TB) { No(t, reason, reason) },
 				func(t testing.TB) { No(t, fmt.Errorf("look: %w", reason), errors.ErrUnsupported, reason) },
 				func(t testing.TB) { Program(t, "/no/such/program") },
 			} {
