@@ -3,6 +3,7 @@ package overlay
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 )
@@ -23,6 +24,8 @@ const (
 	// similarSpan is the number of pages that are ordered together: 1 GiB of them, and about
 	// 60 bytes of memory each.
 	similarSpan = 1 << 18
+	// sharedWords is how many words a page has in common with the base's where a delta pays.
+	sharedWords = 32
 	// sketchBatch is the number of pages that a worker reads at a time.
 	sketchBatch = 256
 )
@@ -71,14 +74,16 @@ func newSketch(page []byte) (s sketch) {
 	return s
 }
 
-// resembles reports whether pages share a value.
-func (s sketch) resembles(o sketch) bool {
-	for k := range s {
-		if s[k] == o[k] && s[k] != noValue {
-			return true
+// shareWords reports whether pages have enough words of 8 bytes in common, in the same
+// places, that the one makes the other smaller; words of zeros do not count.
+func shareWords(p, q []byte) bool {
+	n := 0
+	for i := 0; i < PageSize; i += 8 {
+		if w := binary.LittleEndian.Uint64(p[i:]); w != 0 && w == binary.LittleEndian.Uint64(q[i:]) {
+			n++
 		}
 	}
-	return false
+	return n >= sharedWords
 }
 
 // sketched is a page and its sketch.
@@ -144,9 +149,10 @@ func (c *creation) sketches(ctx context.Context, addrs []Addr) (out []sketched, 
 				}
 				list := make([]sketched, len(batch))
 				for i := range list {
-					s := newSketch(pages[i*PageSize:][:PageSize])
-					under := base[i*PageSize:][:PageSize] // zero where there are no deltas
-					list[i] = sketched{batch[i], s, !isZero(under) && newSketch(under).resembles(s)}
+					page, under := pages[i*PageSize:][:PageSize], base[i*PageSize:][:PageSize] // zero where there are no deltas
+					if list[i] = (sketched{addr: batch[i], own: shareWords(page, under)}); !list[i].own {
+						list[i].sketch = newSketch(page)
+					}
 				}
 				return list, nil
 			}, nil

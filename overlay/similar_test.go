@@ -76,6 +76,26 @@ func TestSketchShift(t *testing.T) {
 	require.Zero(t, share(newSketch(long[:PageSize]), newSketch(long[PageSize+64:][:PageSize])))
 }
 
+// TestShareWords: what a page has in common with another counts in the same place only, and
+// zeros do not.
+func TestShareWords(t *testing.T) {
+	p := make([]byte, PageSize)
+	noise(newRand(t), p)
+	q := bytes.Clone(p)
+	for i := 0; i < PageSize; i += 16 {
+		q[i]++
+	}
+	require.True(t, shareWords(p, q))
+	require.False(t, shareWords(p, append(p[8:PageSize:PageSize], p[:8]...)))
+	require.False(t, shareWords(zeroPage[:], zeroPage[:]))
+	few := make([]byte, PageSize)
+	copy(few, p[:8*(sharedWords-1)])
+	require.False(t, shareWords(p, few))
+	require.False(t, shareWords(few, few))
+	copy(few, p[:8*sharedWords])
+	require.True(t, shareWords(p, few))
+}
+
 // TestOrder: pages that resemble one another and lie far apart take less in one frame; without
 // a profile OrderCold is OrderAddress, with one it leaves the profile's frames alone.
 func TestOrder(t *testing.T) {
