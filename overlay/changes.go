@@ -88,6 +88,12 @@ func (c *Changes) check(s Space, size int64) error {
 	return nil
 }
 
+// Changes returns what the last overlay of the image changes of image s, nothing where there
+// is none. The image must stay open as long as it is read.
+func (im *Image) Changes(ctx context.Context, s Space) Changes {
+	return imageChanges(ctx, im, s, max(len(im.chain)-1, 0))
+}
+
 // imageChanges returns what the overlays of an image from level on change of s.
 func imageChanges(ctx context.Context, im *Image, s Space, level int) Changes {
 	var pages []int64

@@ -163,13 +163,17 @@ func readResults(paths []string) (*results, error) {
 }
 
 // measure measures a guest, each variant once in a round.
-func (o *options) measure(ctx context.Context, g *guest, variants []variant, names []string) (*guestResult, error) {
+func (o *options) measure(ctx context.Context, g *guest, variants []variant, names []string) (_ *guestResult, err error) {
 	id, err := g.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
 	res := &guestResult{Name: g.name, ID: id}
 	if res.Rivals, err = g.measureRivals(ctx, names, id); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, g.removeModified()) }()
+	if err := g.writeModified(ctx); err != nil {
 		return nil, err
 	}
 	plain := map[string]int64{}
@@ -280,7 +284,10 @@ func (g *guest) create(ctx context.Context, v variant, id overlay.Hash) (*respon
 
 // creation asks for the overlay under measurement.
 func (g *guest) creation(v variant) request {
-	return request{Create: true, Base: g.base, Overlay: g.plain(), Out: g.made(), Strategy: v.Strategy, ByAddress: v.ByAddress, Without: v.Without}
+	return request{
+		Create: true, Base: g.base, Overlay: g.plain(), Memory: g.modifiedFile(overlay.Memory), Disk: g.modifiedFile(overlay.Disk),
+		Out: g.made(), Strategy: v.Strategy, ByAddress: v.ByAddress, Without: v.Without,
+	}
 }
 
 // make makes an overlay, which must have the id.

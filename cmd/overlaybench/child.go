@@ -28,6 +28,8 @@ type request struct {
 	Create    bool            `json:"create"` // else decode
 	Base      string          `json:"base"`
 	Overlay   string          `json:"overlay"`
+	Memory    string          `json:"memory,omitempty"` // files with its modified pages, see guest.writeModified
+	Disk      string          `json:"disk,omitempty"`
 	Out       string          `json:"out,omitempty"`
 	Strategy  string          `json:"strategy,omitempty"`
 	ByAddress bool            `json:"by_address,omitempty"`
@@ -94,6 +96,7 @@ func (q *request) ask(ctx context.Context) (*response, error) {
 	return r, json.Unmarshal(out, r)
 }
 
+// create makes the overlay anew, of its modified pages in files.
 func (q *request) create(ctx context.Context) (_ *response, err error) {
 	s, err := overlay.ParseStrategy(q.Strategy)
 	if err != nil {
@@ -104,14 +107,37 @@ func (q *request) create(ctx context.Context) (_ *response, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, im.Close()) }()
-	var profile []overlay.Addr // nil: the overlay's own
-	if q.ByAddress {
-		profile = []overlay.Addr{}
+	l := overlay.Launch{Machine: im.reader.Manifest().Machine}
+	if l.Parent, err = overlay.NewImage(im.Base(), nil, overlay.ImageOptions{}); err != nil {
+		return nil, err
+	}
+	if l.State, err = im.State(); err != nil {
+		return nil, err
+	}
+	if !q.ByAddress {
+		if l.Profile, err = im.reader.Profile(); err != nil {
+			return nil, err
+		}
+	}
+	for _, part := range []struct {
+		space overlay.Space
+		path  string
+		into  *overlay.Changes
+	}{{overlay.Memory, q.Memory, &l.Memory}, {overlay.Disk, q.Disk, &l.Disk}} {
+		f, err := os.Open(part.path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		*part.into = overlay.Changes{Extents: im.Changes(ctx, part.space).Extents, Read: func(p []byte, off int64) error {
+			_, err := f.ReadAt(p, off)
+			return err
+		}}
 	}
 	before, start := cpuTime(), time.Now()
 	var made *overlay.Created
 	if err := profiled(q.Profile, func() (err error) {
-		made, err = overlay.Repack(ctx, q.Out, im.Image, profile, overlay.CreateOptions{Strategy: s, Without: q.Without})
+		made, err = overlay.Create(ctx, q.Out, l, overlay.CreateOptions{Strategy: s, Without: q.Without})
 		return err
 	}); err != nil {
 		return nil, err

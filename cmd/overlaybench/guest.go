@@ -167,6 +167,59 @@ func (g *guest) capture(ctx context.Context, o overlay.CreateOptions) (id overla
 	return made.ID, nil
 }
 
+// modifiedFile holds the modified pages of an image of the launch VM, where they belong.
+func (g *guest) modifiedFile(s overlay.Space) string {
+	return filepath.Join(g.dir, "modified-"+s.String())
+}
+
+// writeModified writes the modified pages as a capture finds them: in files, nothing else in
+// them.
+func (g *guest) writeModified(ctx context.Context) (err error) {
+	im, err := g.image(ctx, g.plain())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, im.Close()) }()
+	for _, s := range overlay.Spaces {
+		changes := im.Changes(ctx, s)
+		if err := copyExtents(g.modifiedFile(s), changes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func copyExtents(path string, c overlay.Changes) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	buf := make([]byte, 1<<20)
+	for _, e := range c.Extents {
+		for off, end := e.Off, e.Off+e.Len; off < end; off += int64(len(buf)) {
+			p := buf[:min(int64(len(buf)), end-off)]
+			if err := c.Read(p, off); err != nil {
+				return err
+			}
+			if _, err := f.WriteAt(p, off); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// removeModified removes what writeModified made, all or not.
+func (g *guest) removeModified() (err error) {
+	for _, s := range overlay.Spaces {
+		if e := os.Remove(g.modifiedFile(s)); !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
 // writeImages writes the launch image as raw files, for the rivals that take whole files.
 func (g *guest) writeImages(ctx context.Context) (err error) {
 	im, err := g.image(ctx, g.plain())
