@@ -21,18 +21,23 @@ import (
 
 // How much the kernel reads around a page that the guest waits for, in KiB. Its default is 128:
 // too much where a profile has brought what is likely and the guest only strays from it, and
-// over a network, where each frame that is touched costs a request.
+// over a network, where each frame that is touched costs a request. Where there is both, the
+// page's neighbours of the same profile are on their way, and the others stand in other frames.
 const (
-	profileReadAhead = 32
-	remoteReadAhead  = 16
+	profileReadAhead       = 32
+	remoteReadAhead        = 16
+	remoteProfileReadAhead = 8
 )
 
 func readAheadOf(spec MountSpec, im *overlay.Image) int {
-	if !im.Local() {
-		return remoteReadAhead
-	}
 	profile, err := profileOf(spec, im)
-	if err == nil && profile != nil && (spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchProfile) {
+	hot := err == nil && profile != nil && (spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchProfile)
+	switch {
+	case hot && !im.Local():
+		return remoteProfileReadAhead
+	case !im.Local():
+		return remoteReadAhead
+	case hot:
 		return profileReadAhead
 	}
 	return 0 // the kernel's; prefetch says what is wrong with the profile

@@ -32,6 +32,8 @@ type guestResult struct {
 	Rows   []*row        `json:"strategies"`
 	Rivals []rivalResult `json:"rivals,omitempty"`
 	Hot    []hot         `json:"cpu_profiles,omitempty"` // of balanced
+
+	Responses []firstResponse `json:"first_responses,omitempty"`
 }
 
 // row are the figures of a variant.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -185,6 +186,40 @@ func (o *options) requireReports(t *testing.T, r *results) {
 		s.Guests[i].print(&second)
 		require.Equal(t, first.String(), second.String())
 	}
+}
+
+// TestFirstResponses: those of a run of benchlazy go to the guest of its overlay, and into
+// every report.
+func TestFirstResponses(t *testing.T) {
+	dir := t.TempDir()
+	lazy := filepath.Join(dir, "lazy.json")
+	write := func(id overlay.Hash, way string) {
+		text := fmt.Sprintf(`{"overlay":"%s","strategies":["small"],"cells":[{"link":"38m","link_text":"38 Mbit/s","way":"%s","samples":[{"first_response_s":2,"bytes_before":1048576},{"first_response_s":4,"bytes_before":3145728}]}]}`, id, way)
+		require.NoError(t, os.WriteFile(lazy, []byte(text), 0o600))
+	}
+	r := &results{Rounds: 1, Guests: []*guestResult{{Name: "one", ID: overlay.Hash{1}}, {Name: "two", ID: overlay.Hash{2}}}}
+	write(overlay.Hash{2}, "small")
+	l, err := readLazy(lazy)
+	require.NoError(t, err)
+	require.NoError(t, r.addResponses(l))
+	require.Empty(t, r.Guests[0].Responses)
+	require.Equal(t, []firstResponse{{"38 Mbit/s", "small", []float64{2, 4}, []int64{1 << 20, 3 << 20}}}, r.Guests[1].Responses)
+	var text bytes.Buffer
+	r.Guests[1].print(&text)
+	require.Contains(t, text.String(), "3.00 (2.00-4.00)")
+	require.NoError(t, publish(dir, r))
+	doc, err := os.ReadFile(filepath.Join(dir, "docs", "strategies.md"))
+	require.NoError(t, err)
+	require.Contains(t, string(doc), "| 38 Mbit/s | small | 3.00 (2.00-4.00) | 2.0 (1.0-3.0) |")
+	again, err := readResults([]string{filepath.Join(dir, "docs", "bench-strategies.json")})
+	require.NoError(t, err)
+	require.Equal(t, r.Guests[1].Responses, again.Guests[1].Responses)
+
+	l.Overlay = overlay.Hash{3}.String()
+	require.ErrorContains(t, r.addResponses(l), "none of the guests'")
+	write(overlay.Hash{2}, "profile")
+	_, err = readLazy(lazy)
+	require.ErrorContains(t, err, "benchlazy -strategies")
 }
 
 func TestRefused(t *testing.T) {

@@ -34,6 +34,7 @@ type options struct {
 	picture    string
 	publish    string
 	from       string
+	lazy       string
 }
 
 func run(ctx context.Context, args []string) error {
@@ -53,10 +54,21 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&o.picture, "plot", "build/bench-strategies", "beginning of the names of the plots, -GUEST.svg and -GUEST.png")
 	f.StringVar(&o.publish, "publish", "", "root of the project, to write its docs/strategies.md")
 	f.StringVar(&o.from, "from", "", "results to report again, instead of measuring; those of several runs, of different guests, with commas between")
+	f.StringVar(&o.lazy, "lazy", "", "results of benchlazy -strategies: first responses over links, to report with the guest of that overlay")
 	if err := figures.Parse(f, args); err != nil {
 		return err
 	}
+	lazy, err := readLazy(o.lazy)
+	if err != nil {
+		return err
+	}
 	r, err := o.results(ctx)
+	if err == nil && lazy != nil {
+		err = r.addResponses(lazy)
+	}
+	if err == nil && o.from == "" {
+		err = figures.WriteJSON(o.json, r)
+	}
 	if err != nil {
 		return err
 	}

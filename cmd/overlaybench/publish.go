@@ -47,9 +47,11 @@ With level=19 the zstd program encodes it, which takes a minute or more: it beco
 is read nearly as fast. **fast** where somebody waits for the overlay to be made, as in a
 handoff. **small** where the whole overlay must come over a slow link, and creating may take
 minutes; it is read slowly. Larger cold frames make every strategy smaller (frame=1M, frame=4M),
-but a page that no profile foresaw then costs the transfer and decoding of that much, and the
-first response comes later: see ` + "`benchlazy -strategies`" + `. **elijah** is what the seeds of
-this field did, to compare with. Parameters change one thing: ` + "`balanced,delta=dict,level=4`" + `.
+but a page that no profile foresaw then costs the transfer and decoding of that much, and over
+a network the first response comes later: it stands with the first guest, measured in a real VM
+by ` + "`benchlazy -strategies`" + ` and brought here by ` + "`overlaybench -lazy`" + `. **elijah** is what the
+seeds of this field did, to compare with. Parameters change one thing:
+` + "`balanced,delta=dict,level=4`" + `.
 
 Size is frames and index, without device state and touch profile. *vs ref* is a share of the
 reference: each stored page through xdelta3 -9, then all through one xz -9e, which cannot be
@@ -113,6 +115,7 @@ func (g *guestResult) document(b *strings.Builder) {
 		}
 		fmt.Fprintf(b, "| %s | %s | %.2f | %s | %.0f | %s |\n", v.Name, v.Text, figures.MiB(v.Bytes), g.ratio(v.Bytes), v.Create.CPU, speed)
 	}
+	g.documentResponses(b)
 	if list := g.targets(); len(list) > 0 {
 		fmt.Fprint(b, "\n```\n")
 		for _, t := range list {

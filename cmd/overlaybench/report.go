@@ -155,6 +155,7 @@ func (g *guestResult) print(out io.Writer) {
 		}
 		t.Flush()
 	}
+	g.printResponses(out)
 	fmt.Fprintln(out)
 	for i := range g.Hot {
 		g.Hot[i].document(out)

@@ -126,7 +126,7 @@ func (b *bench) measure(ctx context.Context) error {
 
 // once measures a way over a link, unless it was given up before.
 func (b *bench) once(ctx context.Context, n network, w way) (err error) {
-	c := b.r.cell(n.name, w.name)
+	c := b.r.cell(n, w.name)
 	if c.Cut {
 		return nil
 	}

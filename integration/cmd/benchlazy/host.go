@@ -13,7 +13,7 @@ import (
 // describe sets what is known before the measurements: the machine, the sizes.
 func (b *bench) describe(ctx context.Context) (err error) {
 	r := &b.r
-	r.Rounds, r.Bound, r.EagerBytes = b.rounds, b.bound.Seconds(), b.Made.EagerBytes
+	r.Overlay, r.Rounds, r.Bound, r.EagerBytes = b.Made.Overlay, b.rounds, b.bound.Seconds(), b.Made.EagerBytes
 	for name, size := range map[string]*int64{"packed.overlay": &r.OverlayBytes, "app.overlay": &r.PlainBytes} {
 		info, err := os.Stat(b.files[name])
 		if err != nil {

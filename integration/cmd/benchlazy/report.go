@@ -26,6 +26,7 @@ const (
 // results are the figures of a run.
 type results struct {
 	Host         string   `json:"host"`
+	Overlay      string   `json:"overlay"` // its id
 	Rounds       int      `json:"rounds"`
 	Strategies   []string `json:"strategies,omitempty"` // beside that of the demo
 	Bound        float64  `json:"given_up_after_s"`
@@ -43,6 +44,7 @@ func (r *results) ways() []way { return append(allWays(), strategyWays(r.Strateg
 // cell is a way over a link.
 type cell struct {
 	Link    string   `json:"link"`
+	Text    string   `json:"link_text"`
 	Way     string   `json:"way"`
 	Samples []sample `json:"samples"`
 	Cut     bool     `json:"given_up,omitempty"` // an attempt took longer than the bound, and was the last
@@ -115,11 +117,11 @@ func (w *waits) String() string {
 func milli(s float64) string { return fmt.Sprintf("%.4g ms", 1000*s) }
 
 // cell returns the cell of a link and a way, made if missing.
-func (r *results) cell(link, way string) *cell {
-	if c := r.find(link, way); c != nil {
+func (r *results) cell(n network, way string) *cell {
+	if c := r.find(n.name, way); c != nil {
 		return c
 	}
-	c := &cell{Link: link, Way: way}
+	c := &cell{Link: n.name, Text: n.text, Way: way}
 	r.Cells = append(r.Cells, c)
 	return c
 }

@@ -17,7 +17,7 @@ import (
 
 // fill makes a cell of these times and bytes.
 func fill(r *results, link, way string, bytes int64, seconds ...float64) {
-	c := r.cell(link, way)
+	c := r.cell(network{name: link}, way)
 	for _, s := range seconds {
 		c.Samples = append(c.Samples, sample{Seconds: s, Bytes: bytes, Peak: 100 << 20})
 	}
@@ -85,7 +85,7 @@ func TestWaits(t *testing.T) {
 // TestPicture: it is well formed, names all that was measured, and shows what was given up.
 func TestPicture(t *testing.T) {
 	r := good()
-	r.cell("10m", eager).Cut = true
+	r.cell(network{name: "10m"}, eager).Cut = true
 	svg := picture(r)
 	dec := xml.NewDecoder(strings.NewReader(svg))
 	for {
