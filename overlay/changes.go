@@ -89,7 +89,8 @@ func (c *Changes) check(s Space, size int64) error {
 }
 
 // Changes returns what the last overlay of the image changes of image s, nothing where there
-// is none. The image must stay open as long as it is read.
+// is none. No extent is marked Zero. The image must stay open as long as it is read, and ctx
+// ends the reading.
 func (im *Image) Changes(ctx context.Context, s Space) Changes {
 	return imageChanges(ctx, im, s, max(len(im.chain)-1, 0))
 }

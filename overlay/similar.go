@@ -9,7 +9,8 @@ import (
 )
 
 // Codecs find repetition within a frame only, so pages that resemble one another belong into
-// the same one. What resembles is told by sketches: the least values, by some hash functions,
+// the same one. Whether a page resembles the base's page at its address is counted (shareWords);
+// which of the others resemble one another is told by sketches: the least values, by some hash functions,
 // of the runs of bytes in a page (Broder, On the resemblance and containment of documents,
 // 1997; sampled by content as in Manber, Finding similar files in a large file system, 1994).
 
@@ -24,7 +25,8 @@ const (
 	// similarSpan is the number of pages that are ordered together: 1 GiB of them, and about
 	// 60 bytes of memory each.
 	similarSpan = 1 << 18
-	// sharedWords is how many words a page has in common with the base's where a delta pays.
+	// sharedWords is the least number of words that a page has in common with the base's where
+	// a delta pays, by three real guests.
 	sharedWords = 32
 	// sketchBatch is the number of pages that a worker reads at a time.
 	sketchBatch = 256
@@ -86,7 +88,7 @@ func shareWords(p, q []byte) bool {
 	return n >= sharedWords
 }
 
-// sketched is a page and its sketch.
+// sketched is a page and its sketch, which own pages are not given.
 type sketched struct {
 	addr   Addr
 	sketch sketch

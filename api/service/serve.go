@@ -21,26 +21,32 @@ import (
 
 // How much the kernel reads around a page that the guest waits for, in KiB. Its default is 128:
 // too much where a profile has brought what is likely and the guest only strays from it, and
-// over a network, where each frame that is touched costs a request. Where there is both, the
-// page's neighbours of the same profile are on their way, and the others stand in other frames.
+// over a network, where each frame that is touched costs a request. Least where an overlay from
+// far away was packed by a profile: what lies beside a page in memory is not in its frame.
 const (
-	profileReadAhead       = 32
-	remoteReadAhead        = 16
-	remoteProfileReadAhead = 8
+	profileReadAhead = 32
+	remoteReadAhead  = 16
+	packedReadAhead  = 8
 )
 
 func readAheadOf(spec MountSpec, im *overlay.Image) int {
 	profile, err := profileOf(spec, im)
 	hot := err == nil && profile != nil && (spec.Prefetch == api.PrefetchAuto || spec.Prefetch == api.PrefetchProfile)
 	switch {
-	case hot && !im.Local():
-		return remoteProfileReadAhead
+	case hot && !im.Local() && packed(im):
+		return packedReadAhead
 	case !im.Local():
 		return remoteReadAhead
 	case hot:
 		return profileReadAhead
 	}
 	return 0 // the kernel's; prefetch says what is wrong with the profile
+}
+
+// packed reports whether the last overlay brings the profile that its frames are packed by.
+func packed(im *overlay.Image) bool {
+	n := len(im.Chain())
+	return n > 0 && im.Chain()[n-1].Manifest().Members.Profile.Size > 0
 }
 
 // MountSpec tells a mount process what to serve and where.

@@ -33,7 +33,7 @@ type guestResult struct {
 	Rivals []rivalResult `json:"rivals,omitempty"`
 	Hot    []hot         `json:"cpu_profiles,omitempty"` // of balanced
 
-	Responses []firstResponse `json:"first_responses,omitempty"`
+	Responses *responses `json:"first_responses,omitempty"`
 }
 
 // row are the figures of a variant.
@@ -88,8 +88,16 @@ func say(format string, args ...any) {
 
 // results measures, or reads what was measured.
 func (o *options) results(ctx context.Context) (*results, error) {
+	lazy, err := readLazy(o.lazy)
+	if err != nil {
+		return nil, err
+	}
 	if o.from != "" {
-		return readResults(strings.Split(o.from, ","))
+		r, err := readResults(strings.Split(o.from, ","))
+		if err == nil && lazy != nil && !slices.ContainsFunc(r.Guests, lazy.give) {
+			err = fmt.Errorf("%s is of overlay %.12s, which none of the guests has", lazy.path, lazy.Overlay)
+		}
+		return r, err
 	}
 	if len(o.guests) == 0 {
 		return nil, errors.New("name a guest with -guest (make demo and make guests prepare some), or results with -from")
@@ -125,10 +133,14 @@ func (o *options) results(ctx context.Context) (*results, error) {
 		if err != nil {
 			return nil, fmt.Errorf("guest %s: %w", g.name, err)
 		}
+		lazy.give(res)
 		r.Guests = append(r.Guests, res)
 		if err := figures.WriteJSON(o.json, r); err != nil { // what a later guest's failure does not lose
 			return nil, err
 		}
+	}
+	if lazy != nil && !slices.ContainsFunc(r.Guests, lazy.give) {
+		say("no first responses: %s is of overlay %.12s, which none of the guests has", lazy.path, lazy.Overlay)
 	}
 	return r, nil
 }
@@ -174,9 +186,11 @@ func (o *options) measure(ctx context.Context, g *guest, variants []variant, nam
 	if res.Rivals, err = g.measureRivals(ctx, names, id); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, g.removeModified()) }()
-	if err := g.writeModified(ctx); err != nil {
-		return nil, err
+	if len(variants) > 0 {
+		defer func() { err = errors.Join(err, g.removeModified()) }()
+		if err := g.writeModified(ctx); err != nil {
+			return nil, err
+		}
 	}
 	plain := map[string]int64{}
 	for _, v := range variants {

@@ -188,38 +188,49 @@ func (o *options) requireReports(t *testing.T, r *results) {
 	}
 }
 
-// TestFirstResponses: those of a run of benchlazy go to the guest of its overlay, and into
-// every report.
+// TestFirstResponses: those of a run of benchlazy go to the guest of its overlay, into table,
+// document and JSON; what was given up is told.
 func TestFirstResponses(t *testing.T) {
 	dir := t.TempDir()
-	lazy := filepath.Join(dir, "lazy.json")
-	write := func(id overlay.Hash, way string) {
-		text := fmt.Sprintf(`{"overlay":"%s","strategies":["small"],"cells":[{"link":"38m","link_text":"38 Mbit/s","way":"%s","samples":[{"first_response_s":2,"bytes_before":1048576},{"first_response_s":4,"bytes_before":3145728}]}]}`, id, way)
-		require.NoError(t, os.WriteFile(lazy, []byte(text), 0o600))
-	}
+	path := filepath.Join(dir, "lazy.json")
+	write := func(text string) { require.NoError(t, os.WriteFile(path, []byte(text), 0o600)) }
+	write(fmt.Sprintf(`{"host":"Measured here","overlay":"%s","strategies":["small","fast","none"],"given_up_after_s":120,"cells":[
+		{"link":"38m","link_text":"38 Mbit/s","way":"profile","samples":[{"first_response_s":1,"bytes_before":1}]},
+		{"link":"38m","link_text":"38 Mbit/s","way":"small","samples":[{"first_response_s":2,"bytes_before":1048576},{"first_response_s":4,"bytes_before":3145728}]},
+		{"link":"38m","link_text":"38 Mbit/s","way":"fast","given_up":true,"samples":[{"first_response_s":5,"bytes_before":1048576}]},
+		{"link":"38m","link_text":"38 Mbit/s","way":"none","given_up":true,"samples":null}]}`, overlay.Hash{2}))
 	r := &results{Rounds: 1, Guests: []*guestResult{{Name: "one", ID: overlay.Hash{1}}, {Name: "two", ID: overlay.Hash{2}}}}
-	write(overlay.Hash{2}, "small")
-	l, err := readLazy(lazy)
+	from := filepath.Join(dir, "r.json")
+	require.NoError(t, figures.WriteJSON(from, r))
+	o := options{from: from, lazy: path}
+	r, err := o.results(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, r.addResponses(l))
-	require.Empty(t, r.Guests[0].Responses)
-	require.Equal(t, []firstResponse{{"38 Mbit/s", "small", []float64{2, 4}, []int64{1 << 20, 3 << 20}}}, r.Guests[1].Responses)
+	require.Nil(t, r.Guests[0].Responses)
 	var text bytes.Buffer
 	r.Guests[1].print(&text)
-	require.Contains(t, text.String(), "3.00 (2.00-4.00)")
+	require.Regexp(t, `38 Mbit/s +small +3.00 \(2.00-4.00\) +2.0 \(1.0-3.0\)`, text.String())
 	require.NoError(t, publish(dir, r))
 	doc, err := os.ReadFile(filepath.Join(dir, "docs", "strategies.md"))
 	require.NoError(t, err)
-	require.Contains(t, string(doc), "| 38 Mbit/s | small | 3.00 (2.00-4.00) | 2.0 (1.0-3.0) |")
+	for _, line := range []string{"small | 3.00 (2.00-4.00) | 2.0 (1.0-3.0)", "fast | 5.00, once > 120 | 1.0", "none | > 120 | -"} {
+		require.Contains(t, string(doc), "| 38 Mbit/s | "+line+" |\n")
+	}
+	require.Contains(t, string(doc), "\nMeasured here.\n")
 	again, err := readResults([]string{filepath.Join(dir, "docs", "bench-strategies.json")})
 	require.NoError(t, err)
 	require.Equal(t, r.Guests[1].Responses, again.Guests[1].Responses)
 
-	l.Overlay = overlay.Hash{3}.String()
-	require.ErrorContains(t, r.addResponses(l), "none of the guests'")
-	write(overlay.Hash{2}, "profile")
-	_, err = readLazy(lazy)
-	require.ErrorContains(t, err, "benchlazy -strategies")
+	require.NoError(t, figures.WriteJSON(from, &results{Guests: r.Guests[:1]}))
+	_, err = o.results(t.Context())
+	require.ErrorContains(t, err, "none of the guests")
+	for _, bad := range []string{
+		`{"strategies":["small"],"cells":[{"way":"small","samples":[{"first_response_s":2}]}]}`, // older: its overlay has no name
+		`{"overlay":"` + overlay.Hash{1}.String() + `","cells":[{"way":"profile"}]}`,
+	} {
+		write(bad)
+		_, err = o.results(t.Context())
+		require.ErrorContains(t, err, "benchlazy -strategies")
+	}
 }
 
 func TestRefused(t *testing.T) {

@@ -28,7 +28,7 @@ type request struct {
 	Create    bool            `json:"create"` // else decode
 	Base      string          `json:"base"`
 	Overlay   string          `json:"overlay"`
-	Memory    string          `json:"memory,omitempty"` // files with its modified pages, see guest.writeModified
+	Memory    string          `json:"memory,omitempty"` // files with the overlay's pages, see guest.writeModified
 	Disk      string          `json:"disk,omitempty"`
 	Out       string          `json:"out,omitempty"`
 	Strategy  string          `json:"strategy,omitempty"`
@@ -111,6 +111,7 @@ func (q *request) create(ctx context.Context) (_ *response, err error) {
 	if l.Parent, err = overlay.NewImage(im.Base(), nil, overlay.ImageOptions{}); err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, l.Parent.Close()) }()
 	if l.State, err = im.State(); err != nil {
 		return nil, err
 	}

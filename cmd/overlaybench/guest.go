@@ -167,13 +167,13 @@ func (g *guest) capture(ctx context.Context, o overlay.CreateOptions) (id overla
 	return made.ID, nil
 }
 
-// modifiedFile holds the modified pages of an image of the launch VM, where they belong.
+// modifiedFile is the path of a sparse file with the modified pages of an image of the launch
+// VM, each at its own offset.
 func (g *guest) modifiedFile(s overlay.Space) string {
 	return filepath.Join(g.dir, "modified-"+s.String())
 }
 
-// writeModified writes the modified pages as a capture finds them: in files, nothing else in
-// them.
+// writeModified writes these files, for create to read as it reads what was captured.
 func (g *guest) writeModified(ctx context.Context) (err error) {
 	im, err := g.image(ctx, g.plain())
 	if err != nil {
@@ -207,13 +207,16 @@ func copyExtents(path string, c overlay.Changes) (err error) {
 			}
 		}
 	}
-	return nil
+	return f.Sync() // else the first measurement waits for it
 }
 
-// removeModified removes what writeModified made, all or not.
+// removeModified removes what writeModified made, whether it made all of it or not, and what a
+// child that was killed has left.
 func (g *guest) removeModified() (err error) {
-	for _, s := range overlay.Spaces {
-		if e := os.Remove(g.modifiedFile(s)); !errors.Is(e, os.ErrNotExist) {
+	left := []string{g.modifiedFile(overlay.Memory), g.modifiedFile(overlay.Disk), g.made()}
+	parts, err := filepath.Glob(filepath.Join(g.dir, "."+filepath.Base(g.made())+"-*"))
+	for _, path := range append(left, parts...) {
+		if e := os.Remove(path); !errors.Is(e, os.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
 	}

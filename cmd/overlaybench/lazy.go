@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"cloudlet/integration/figures"
@@ -16,18 +17,28 @@ import (
 type firstResponse struct {
 	Link     string    `json:"link"`
 	Strategy string    `json:"strategy"`
-	Seconds  []float64 `json:"first_response_s"`
-	Bytes    []int64   `json:"bytes_before"` // came over the link until then
+	Seconds  []float64 `json:"first_response_s,omitempty"`
+	Bytes    []int64   `json:"bytes_before,omitempty"`     // came over the link until then; without a link, were read of the overlay
+	GivenUp  float64   `json:"given_up_after_s,omitempty"` // the last attempt, which took longer; 0: none did
+}
+
+// responses are the first responses of a guest, and where they were measured.
+type responses struct {
+	Host string          `json:"host"`
+	List []firstResponse `json:"list"`
 }
 
 // lazyResults are what is wanted of the results of benchlazy -strategies.
 type lazyResults struct {
 	path       string
+	Host       string   `json:"host"`
 	Overlay    string   `json:"overlay"`
 	Strategies []string `json:"strategies"`
+	Bound      float64  `json:"given_up_after_s"`
 	Cells      []struct {
 		Text    string `json:"link_text"`
 		Way     string `json:"way"`
+		GivenUp bool   `json:"given_up"`
 		Samples []struct {
 			Seconds float64 `json:"first_response_s"`
 			Bytes   int64   `json:"bytes_before"`
@@ -48,64 +59,78 @@ func readLazy(path string) (*lazyResults, error) {
 	if err := json.Unmarshal(b, l); err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	if len(l.responses()) == 0 {
-		return nil, fmt.Errorf("read %s: it has no first response by a strategy: make it with benchlazy -strategies", path)
+	if l.Overlay == "" || len(l.responses().List) == 0 {
+		return nil, fmt.Errorf("read %s: it has no first responses of a named overlay by strategies: make it with benchlazy -strategies", path)
 	}
 	return l, nil
 }
 
-func (l *lazyResults) responses() (list []firstResponse) {
+func (l *lazyResults) responses() *responses {
+	r := &responses{Host: l.Host}
 	for _, c := range l.Cells {
-		if !slices.Contains(l.Strategies, c.Way) || len(c.Samples) == 0 {
+		if !slices.Contains(l.Strategies, c.Way) {
 			continue
 		}
 		f := firstResponse{Link: c.Text, Strategy: c.Way}
 		for _, s := range c.Samples {
 			f.Seconds, f.Bytes = append(f.Seconds, s.Seconds), append(f.Bytes, s.Bytes)
 		}
-		list = append(list, f)
+		if c.GivenUp {
+			f.GivenUp = l.Bound
+		}
+		r.List = append(r.List, f)
 	}
-	return list
+	return r
 }
 
-// addResponses adds the first responses to the guest whose overlay was measured.
-func (r *results) addResponses(l *lazyResults) error {
-	i := slices.IndexFunc(r.Guests, func(g *guestResult) bool { return g.ID.String() == l.Overlay })
-	if i < 0 {
-		return fmt.Errorf("read %s: it measured overlay %.12s, which is none of the guests'", l.path, l.Overlay)
+// give gives the first responses to the guest if its overlay is the one that was measured.
+func (l *lazyResults) give(g *guestResult) bool {
+	if l == nil || g.ID.String() != l.Overlay {
+		return false
 	}
-	r.Guests[i].Responses = l.responses()
-	return nil
+	g.Responses = l.responses()
+	return true
 }
 
 // columns are the link, the strategy, the seconds, and the MiB that came until then.
 func (f *firstResponse) columns() []any {
+	var times []string
 	bytes := make([]float64, len(f.Bytes))
 	for i, n := range f.Bytes {
 		bytes[i] = figures.MiB(n)
 	}
-	return []any{f.Link, f.Strategy, newSpread(f.Seconds).format(2), newSpread(bytes).format(1)}
+	came := "-"
+	if len(f.Seconds) > 0 {
+		times, came = append(times, newSpread(f.Seconds).format(2)), newSpread(bytes).format(1)
+	}
+	if f.GivenUp > 0 {
+		times = append(times, fmt.Sprintf("> %.0f", f.GivenUp))
+	}
+	return []any{f.Link, f.Strategy, strings.Join(times, ", once "), came}
 }
 
 func (g *guestResult) printResponses(out io.Writer) {
-	if len(g.Responses) == 0 {
+	if g.Responses == nil {
 		return
 	}
 	fmt.Fprintln(out)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "first response over\tpacked by\ts\tMiB until then")
-	for i := range g.Responses {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", g.Responses[i].columns()...)
+	for i := range g.Responses.List {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", g.Responses.List[i].columns()...)
 	}
 	t.Flush()
 }
 
 func (g *guestResult) documentResponses(out io.Writer) {
-	if len(g.Responses) == 0 {
+	if g.Responses == nil {
 		return
 	}
-	fmt.Fprint(out, "\n| first response by the touch profile, over | packed by | s | MiB until then |\n|---|---|--:|--:|\n")
-	for i := range g.Responses {
-		fmt.Fprintf(out, "| %s | %s | %s | %s |\n", g.Responses[i].columns()...)
+	fmt.Fprint(out, "\nWhat large frames cost a guest that waits: the first response by the touch profile, in a real VM\n"+
+		"whose overlay comes over a link, measured by `benchlazy -strategies`:\n\n"+
+		"| link | packed by | first response, s | MiB until then |\n|---|---|--:|--:|\n")
+	for i := range g.Responses.List {
+		fmt.Fprintf(out, "| %s | %s | %s | %s |\n", g.Responses.List[i].columns()...)
 	}
+	fmt.Fprintf(out, "\n%s.\n", g.Responses.Host)
 }

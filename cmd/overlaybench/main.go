@@ -1,7 +1,7 @@
 // Command overlaybench compares strategies of overlays on real guests: size and what each
-// step saved, create time and memory, decode speed, open time; and what other programs make
-// of the same guests. It takes any number of guests, each a base and an overlay of it, or a
-// base and the disk and memory of a launch VM.
+// step saved, create time and memory, decode speed, open time, first responses that
+// benchlazy has measured; and what other programs make of the same guests. It takes any number
+// of guests, each a base and an overlay of it, or a base and the disk and memory of a launch VM.
 package main
 
 import (
@@ -54,21 +54,11 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&o.picture, "plot", "build/bench-strategies", "beginning of the names of the plots, -GUEST.svg and -GUEST.png")
 	f.StringVar(&o.publish, "publish", "", "root of the project, to write its docs/strategies.md")
 	f.StringVar(&o.from, "from", "", "results to report again, instead of measuring; those of several runs, of different guests, with commas between")
-	f.StringVar(&o.lazy, "lazy", "", "results of benchlazy -strategies: first responses over links, to report with the guest of that overlay")
+	f.StringVar(&o.lazy, "lazy", "", "results of benchlazy -strategies, which should name balanced, too: the first responses over links\nare reported with the guest of that overlay")
 	if err := figures.Parse(f, args); err != nil {
 		return err
 	}
-	lazy, err := readLazy(o.lazy)
-	if err != nil {
-		return err
-	}
 	r, err := o.results(ctx)
-	if err == nil && lazy != nil {
-		err = r.addResponses(lazy)
-	}
-	if err == nil && o.from == "" {
-		err = figures.WriteJSON(o.json, r)
-	}
 	if err != nil {
 		return err
 	}

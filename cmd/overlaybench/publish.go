@@ -48,9 +48,8 @@ is read nearly as fast. **fast** where somebody waits for the overlay to be made
 handoff. **small** where the whole overlay must come over a slow link, and creating may take
 minutes; it is read slowly. Larger cold frames make every strategy smaller (frame=1M, frame=4M),
 but a page that no profile foresaw then costs the transfer and decoding of that much, and over
-a network the first response comes later: it stands with the first guest, measured in a real VM
-by ` + "`benchlazy -strategies`" + ` and brought here by ` + "`overlaybench -lazy`" + `. **elijah** is what the
-seeds of this field did, to compare with. Parameters change one thing:
+a network the first response comes later (` + "`benchlazy -strategies`, `overlaybench -lazy`" + `).
+**elijah** is what the seeds of this field did, to compare with. Parameters change one thing:
 ` + "`balanced,delta=dict,level=4`" + `.
 
 Size is frames and index, without device state and touch profile. *vs ref* is a share of the
@@ -58,18 +57,19 @@ reference: each stored page through xdelta3 -9, then all through one xz -9e, whi
 read lazily. *codec saves* and *delta saves* are MiB; a delta that costs more than it saves is
 negative, and where making one more overlay would have taken long it is not told apart from
 the codec. Speeds are MB of pages a second of processor time, hashes included: *create* of
-modified pages, *decode* of stored ones; *first* also hashes the pages of the base that a delta
-needs, as a fresh mount does. *peak* is the creating process, without the programs that it runs.
+modified pages, which lie in files (copying them out of the guest is not in it), *decode* of
+stored ones; *first* also hashes the pages of the base that a delta needs, as a fresh mount
+does. *peak* is the creating process, without the programs that it runs.
 
 What frames cannot reach: repetition further apart than a frame, which the reference and solid
 xz find in windows of 64 MiB, and random data, which no codec makes smaller. The demo's
 application, flask, holds 24 MiB of it (its table and its file, made so that every answer can be
 checked), about half of every overlay of it.
 
-CPU profiles stand at the end of each guest. What was done about their first entries: frames of
-an overlay that is packed again are decoded once each, and unmodified pages are compared, not
-hashed, when an overlay is made; what is left is the codec, one SHA-256 of each page, for the
-overlay's id, and one of each frame, which is what lets nothing unverified reach a guest.
+CPU profiles stand at the end of each guest. What was done about their first entries: unmodified
+pages are compared, not hashed, when an overlay is made, and whether a delta pays is counted, not
+sketched; what is left is the codec, one SHA-256 of each page, for the overlay's id, and one of
+each frame, which is what lets nothing unverified reach a guest.
 
 `
 

@@ -26,7 +26,7 @@ const (
 // results are the figures of a run.
 type results struct {
 	Host         string   `json:"host"`
-	Overlay      string   `json:"overlay"` // its id
+	Overlay      string   `json:"overlay,omitempty"` // its id
 	Rounds       int      `json:"rounds"`
 	Strategies   []string `json:"strategies,omitempty"` // beside that of the demo
 	Bound        float64  `json:"given_up_after_s"`
@@ -44,7 +44,7 @@ func (r *results) ways() []way { return append(allWays(), strategyWays(r.Strateg
 // cell is a way over a link.
 type cell struct {
 	Link    string   `json:"link"`
-	Text    string   `json:"link_text"`
+	Text    string   `json:"link_text,omitempty"`
 	Way     string   `json:"way"`
 	Samples []sample `json:"samples"`
 	Cut     bool     `json:"given_up,omitempty"` // an attempt took longer than the bound, and was the last
