@@ -37,8 +37,9 @@ func (d *differ) diff(ctx context.Context, source, target []byte) ([]byte, error
 	if _, err := d.source.WriteAt(source, 0); err != nil {
 		return nil, fmt.Errorf("write source of delta: %w", err)
 	}
-	const leastWindow = 512 << 10 // of the source, that xdelta3 takes; its default costs 64 MiB of clearing
-	window := strconv.Itoa(max(leastWindow, len(source)))
-	err := d.run(ctx, &d.out, target, []*os.File{d.source}, "-e", "-9", "-S", "none", "-n", "-A=", "-D", "-q", "-B", window, "-c", "-s", "/proc/self/fd/3")
+	const leastSource, leastTarget = 512 << 10, 16 << 10 // windows that xdelta3 takes; its defaults cost 72 MiB of clearing
+	window := func(least, n int) string { return strconv.Itoa(max(least, n)) }
+	err := d.run(ctx, &d.out, target, []*os.File{d.source}, "-e", "-9", "-S", "none", "-n", "-A=", "-D", "-q",
+		"-B", window(leastSource, len(source)), "-W", window(leastTarget, len(target)), "-c", "-s", "/proc/self/fd/3")
 	return d.out.Bytes(), err
 }

@@ -339,7 +339,7 @@ func pageDelta(ctx context.Context, path string, base, page []byte) ([]byte, flo
 		return nil, 0, err
 	}
 	var out strings.Builder
-	c, err := piped(ctx, strings.NewReader(string(page)), &out, []string{"xdelta3", "-e", "-9", "-D", "-S", "none", "-n", "-A=", "-B", "524288", "-c", "-s", path})
+	c, err := piped(ctx, strings.NewReader(string(page)), &out, []string{"xdelta3", "-e", "-9", "-D", "-S", "none", "-n", "-A=", "-B", "524288", "-W", "16384", "-c", "-s", path})
 	return []byte(out.String()), c.CPU, err
 }
 
