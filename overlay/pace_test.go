@@ -142,42 +142,53 @@ func TestFetchBesideBusyGuest(t *testing.T) {
 	}
 }
 
-// TestStream: demands that follow one another have more and more fetched ahead; others none.
-func TestStream(t *testing.T) {
-	s := stream{last: -2, end: -1}
-	for _, step := range []struct{ demand, lo, hi int }{
-		{0, 0, 0}, {7, 0, 0}, {8, 9, 11}, // after two
-		{9, 11, 14}, {11, 14, 20}, // some came in time
-		{20, 21, 29}, {21, 29, 30}, {40, 0, 0}, {12, 0, 0}, {13, 14, 16},
+// TestStreams: demands that follow one another have more and more fetched ahead, those of
+// several readers each for itself; others none.
+func TestStreams(t *testing.T) {
+	var s streams
+	const there = 1000 // added to a demand that need not wait
+	for _, step := range []struct{ demand, room, lo, hi int }{
+		{0, 9, 0, 0}, {7, 9, 0, 0}, {8, 9, 9, 11}, // after two
+		{9 + there, 9, 11, 14}, {11 + there, 9, 14, 20}, // came in time, or was the kernel's
+		{100, 9, 0, 0}, {50, 9, 0, 0}, {101, 9, 102, 104}, // another reader, and a stray
+		{20, 9, 21, 30}, {21 + there, 9, 30, 31}, {102 + there, 9, 104, 107},
+		{40 + there, 9, 0, 0}, {41, 9, 0, 0}, // nobody waited for the first
+		{42, 1, 43, 44}, {43, 0, 0, 0}, // no room
+		{70, 9, 0, 0}, {80, 9, 0, 0}, {90, 9, 0, 0}, {22, 9, 0, 0}, // forgotten for others
 	} {
-		lo, hi := s.next(step.demand)
+		lo, hi := s.demand(step.demand%there, step.room, step.demand < there)
 		if lo >= hi {
 			lo, hi = 0, 0
 		}
-		require.Equal(t, step, struct{ demand, lo, hi int }{step.demand, lo, hi})
+		require.Equal(t, step, struct{ demand, room, lo, hi int }{step.demand, step.room, lo, hi})
 	}
 }
 
 // TestFetchAhead: a guest that reads one frame after the other, of those that Fetch would bring
-// last, waits for few of them.
+// last, waits for few of them; also where two of its processes take turns.
 func TestFetchAhead(t *testing.T) {
 	base, _, b := farVM(t, 6000, "none,frame=16K")
-	synctest.Test(t, func(t *testing.T) {
-		l := &slowLink{bytesSource: b, rate: 38e6 / 8, trip: 40 * time.Millisecond}
-		r, err := OpenWith(t.Context(), l, OpenOptions{Cache: emptyCache(t, len(b))})
-		require.NoError(t, err)
-		im := newImage(t, base, r)
-		done := make(chan error, 1)
-		go func() { done <- im.Fetch(t.Context(), nil, FetchOptions{}) }()
-		time.Sleep(time.Second)
-		begin := time.Now()
-		for n := int64(5000); n < 5400; n++ { // 100 frames
-			require.NoError(t, im.ReadPages(t.Context(), Memory, make([]byte, PageSize), n*PageSize))
-		}
-		took := time.Since(begin)
-		require.NoError(t, <-done)
-		single := l.trip + time.Duration(16<<10/l.rate*float64(time.Second))
-		t.Logf("%s, %s if each is waited for", took.Round(time.Millisecond), 100*single)
-		require.Less(t, took, 100*single*2/3)
-	})
+	for readers, first := range map[int][]int64{1: {5000}, 2: {4600, 5200}} {
+		t.Run(fmt.Sprintf("%d readers", readers), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := &slowLink{bytesSource: b, rate: 38e6 / 8, trip: 40 * time.Millisecond}
+				r, err := OpenWith(t.Context(), l, OpenOptions{Cache: emptyCache(t, len(b))})
+				require.NoError(t, err)
+				im := newImage(t, base, r)
+				done := make(chan error, 1)
+				go func() { done <- im.Fetch(t.Context(), nil, FetchOptions{}) }()
+				time.Sleep(time.Second)
+				begin := time.Now()
+				for n := range int64(400) { // 100 frames
+					page := first[n%int64(readers)] + n/int64(readers)
+					require.NoError(t, im.ReadPages(t.Context(), Memory, make([]byte, PageSize), page*PageSize))
+				}
+				took := time.Since(begin)
+				require.NoError(t, <-done)
+				single := l.trip + time.Duration(16<<10/l.rate*float64(time.Second))
+				t.Logf("%s, %s if each is waited for", took.Round(time.Millisecond), 100*single)
+				require.Less(t, took, 100*single/3)
+			})
+		})
+	}
 }

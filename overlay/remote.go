@@ -24,7 +24,7 @@ type remote struct {
 	held    map[int][]byte
 	heldAll int // bytes in held
 	fetches int // calls of Image.Fetch under way
-	stream  stream
+	streams streams
 	stalled bool // it waits for frames in held to be decoded
 	// changed is closed, and forgotten, when a frame has landed or left, or a Fetch has ended;
 	// nil while nobody waits for that.
@@ -67,7 +67,7 @@ type flight struct {
 
 func newRemote(r *Reader, cache *os.File) *remote {
 	m := &remote{r: r, cache: cache, off: cache == nil, frames: make([]remoteFrame, len(r.index.frames)),
-		held: make(map[int][]byte), stream: stream{last: -2, end: -1}}
+		held: make(map[int][]byte)}
 	if cache != nil {
 		m.scan()
 	}

@@ -1,6 +1,9 @@
 package overlay
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // heldMost bounds the encoded frames that are held in memory for want of a cache on disk.
 const heldMost = 32 << 20
@@ -25,41 +28,59 @@ func (m *remote) beginFetch() {
 	m.fetches++
 }
 
-// streamMost is the most frames that are fetched ahead of a guest that reads one after the
-// other.
-const streamMost = 8
+const (
+	// streamMost bounds the encoded bytes that are fetched ahead of a guest that reads one frame
+	// after the other: a link of 50 Mbit/s has that on its way in 40 ms.
+	streamMost = 256 << 10
+	// streamsMost is the number of readers, each after its own frames, that are told apart.
+	streamsMost = 4
+)
 
-// stream notices demands of one frame after the other.
+// streams notices demands of one frame after the other; the one that was last at work first.
+type streams []stream
+
 type stream struct {
-	last int // frame of the last demand that had to wait
+	next int // frame behind that of the last demand
 	end  int // up to here frames are fetched ahead
-	size int // how far ahead, the last time
+	size int // how many, the last time
 }
 
-// next notes that a demand waits for frame i, and returns the frames to fetch ahead: two at
-// first, then twice as many each time, as a kernel reads files ahead.
-func (s *stream) next(i int) (lo, hi int) {
-	follows := i == s.last+1 || i > s.last && i <= s.end
-	s.last = i
-	if !follows {
-		s.end, s.size = -1, 1
+// demand notes a demand of frame i, which waits for its source or not, and returns the frames
+// to fetch ahead: two at first, then twice as many each time, as a kernel reads files ahead,
+// but not more than room.
+func (s *streams) demand(i, room int, waits bool) (lo, hi int) {
+	k := slices.IndexFunc(*s, func(t stream) bool { return t.next <= i && i <= t.end })
+	if k < 0 {
+		if waits {
+			*s = slices.Insert(*s, 0, stream{next: i + 1, end: i + 1})
+			*s = (*s)[:min(len(*s), streamsMost)]
+		}
 		return 0, 0
 	}
-	s.size = min(max(2*s.size, 2), streamMost)
-	lo, hi = max(i+1, s.end), i+1+s.size
-	s.end = max(s.end, hi)
+	t := (*s)[k]
+	t.size = min(max(2*t.size, 2), room)
+	lo, hi = max(i+1, t.end), i+1+t.size
+	t.next, t.end = i+1, max(t.end, hi)
+	*s = slices.Insert(slices.Delete(*s, k, k+1), 0, t)
 	return lo, hi
 }
 
-// follow notes a demand of frame i and returns the frames to fetch ahead of it.
+// follow notes a demand of frame i and returns the frames to fetch ahead of it. A frame of the
+// profile has its own order, in which Fetch brings those behind it.
 func (m *remote) follow(i int) (lo, hi int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.frames[i].place != away {
+	if m.frames[i].want == wantHot {
 		return 0, 0
 	}
-	lo, hi = m.stream.next(i)
-	return lo, min(hi, len(m.frames))
+	room := 0
+	for bytes, n := 0, i+1; n < len(m.frames); n++ {
+		if bytes += m.size(n); bytes > streamMost {
+			break
+		}
+		room++
+	}
+	return m.streams.demand(i, room, m.frames[i].place == away)
 }
 
 // bring fetches frame i unless it is at hand or on its way. If it fails, the demand tries.
