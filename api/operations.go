@@ -87,7 +87,8 @@ type VerifiedOverlay struct {
 }
 
 // Profile asks for trial runs of an overlay, one for each probe, that record which pages the
-// guest touches until it answers. The profile is kept beside what earlier trials found.
+// guest touches until it answers, and in the 3 seconds behind that: over a slow link they come
+// before the answer. The profile is kept beside what earlier trials found.
 type Profile struct {
 	Ref     string        `json:"ref"`
 	Probes  []Probe       `json:"probes"`

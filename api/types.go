@@ -161,8 +161,9 @@ type Run struct {
 	Timeout  time.Duration `json:"timeout,omitempty"` // for the probe; 0: 1 minute
 	Keep     bool          `json:"keep,omitempty"`    // keep the instance if the probe times out
 	Paused   bool          `json:"paused,omitempty"`  // resume without letting the guest run
-	// Record keeps the order in which the guest touches pages until the probe's answer, as
-	// the image's touch profile: later instances get these pages first. The instance has a
+	// Record keeps the order in which the guest touches pages until the probe's answer, and in
+	// the 3 seconds behind it, for which the run goes on, as the image's touch profile: later
+	// instances get these pages first. The instance has a
 	// mount of its own, where reads take longer. It needs a probe.
 	Record bool `json:"record,omitempty"`
 	// Prefetch says what the mount gives the guest before it is asked for, where this run

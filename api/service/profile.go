@@ -44,12 +44,30 @@ func readProfile(path string, im *overlay.Image) ([]overlay.Addr, error) {
 	return p, nil
 }
 
-// keepTouches adds what the mount of an instance has recorded to the image's profile.
+// Over a slow link a guest answers after seconds, and by then has also done what a trial run
+// does after its answer: its kernel's timers run, other programs have their turn.
+const (
+	afterAnswer = 3 * time.Second
+	afterShare  = 4 // at most one such part of what was touched until the answer
+)
+
+// keepTouches adds what the mount of an instance has recorded, which has just answered, and
+// what it records for a while, to the image's profile.
 func (s *Service) keepTouches(ctx context.Context, r *record) (err error) {
+	answered, err := s.touches(ctx, r)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-time.After(afterAnswer):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	found, err := s.touches(ctx, r)
 	if err != nil {
 		return err
 	}
+	found = found[:min(len(found), len(answered)+len(answered)/afterShare)]
 	l, err := s.openLinks(ctx, r.Base, r.Links)
 	if err != nil {
 		return err

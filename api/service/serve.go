@@ -21,12 +21,13 @@ import (
 
 // How much the kernel reads around a page that the guest waits for, in KiB. Its default is 128:
 // too much where a profile has brought what is likely and the guest only strays from it, and
-// over a network, where each frame that is touched costs a request. Least where an overlay from
-// far away was packed by a profile: what lies beside a page in memory is not in its frame.
+// over a network, where each frame that is touched costs a request. Nothing but the page itself
+// where an overlay from far away was packed by a profile: what lies beside a page in memory is
+// then in another frame, often one that nobody wants, and the guest would wait for it as well.
 const (
 	profileReadAhead = 32
 	remoteReadAhead  = 16
-	packedReadAhead  = 8
+	packedReadAhead  = 4
 )
 
 func readAheadOf(spec MountSpec, im *overlay.Image) int {

@@ -33,9 +33,9 @@ func newOverlayProfile(env *environment) *cobra.Command {
 		Use:   "profile OVERLAY",
 		Short: "Record by trial runs which pages the guest touches first",
 		Long: `Resumes OVERLAY once for each probe, notes which pages the guest touches and in which order
-until it answers, and removes the instance. The touch profile is kept in the store: later
-instances of the overlay get these pages before they ask for them. Give the requests that
-users begin with.
+until it answers and 3 seconds longer, and removes the instance. The touch profile is kept in
+the store: later instances of the overlay get these pages before they ask for them. Give the
+requests that users begin with.
 
 With --repack the overlay in the store is also written anew, the pages of the profile first
 and in small frames, which helps those who fetch it from afar. Its id stays the same.`,

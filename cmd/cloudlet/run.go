@@ -59,7 +59,7 @@ func (o *runCommand) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.req.Timeout, "timeout", time.Minute, "how long to wait for the probe")
 	f.BoolVar(&o.req.Keep, "keep", false, "keep the instance if the probe is not answered")
 	f.StringVar((*string)(&o.req.Prefetch), "prefetch", "", "give the guest pages before it asks: none, overlay (all it holds of memory) or profile (default: profile if there is one, else overlay)")
-	f.BoolVar(&o.req.Record, "record", false, "keep which pages the guest touches until the probe is answered as the image's profile")
+	f.BoolVar(&o.req.Record, "record", false, "keep which pages the guest touches until the probe is answered, and for 3 seconds more, as the image's profile")
 	f.BoolVar(&o.req.Paused, "paused", false, "resume without letting the guest run")
 }
 
