@@ -314,8 +314,11 @@ func (fr *frameReader) page(ctx context.Context, dst []byte, src pageSource) err
 // frame returns the decoded pages of a frame; the caller must not change them.
 func (im *Image) frame(ctx context.Context, key frameKey) ([]byte, error) {
 	r := im.chain[key.level]
+	_, ahead := ctx.Value(prefetching{}).(bool)
 	return im.cache.get(ctx, im.life, key, r.isLocal(), func(ctx context.Context) ([]byte, error) {
-		im.readAhead(key)
+		if !ahead {
+			im.readAhead(key)
+		}
 		pages, err := r.decodeFrame(ctx, key.frame, im.base, &im.gate)
 		if err == nil && im.kept != nil {
 			im.kept.keep(key, r.index.frames[key.frame].first, pages)

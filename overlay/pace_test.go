@@ -154,13 +154,47 @@ func TestStreams(t *testing.T) {
 		{20, 9, 21, 30}, {21 + there, 9, 30, 31}, {102 + there, 9, 104, 107},
 		{40 + there, 9, 0, 0}, {41, 9, 0, 0}, // nobody waited for the first
 		{42, 1, 43, 44}, {43, 0, 0, 0}, // no room
-		{70, 9, 0, 0}, {80, 9, 0, 0}, {90, 9, 0, 0}, {22, 9, 0, 0}, // forgotten for others
+		{60, 9, 0, 0}, {70, 9, 0, 0}, {80, 9, 0, 0}, {90, 9, 0, 0}, {22, 9, 31, 32}, // five others are remembered as well
+		{110, 9, 0, 0}, {120, 9, 0, 0}, {130, 9, 0, 0}, {140, 9, 0, 0}, {150, 9, 0, 0}, {160, 9, 0, 0}, {170, 9, 0, 0},
+		{180, 9, 0, 0}, {23, 9, 0, 0}, // but not more
 	} {
 		lo, hi := s.demand(step.demand%there, step.room, step.demand < there)
 		if lo >= hi {
 			lo, hi = 0, 0
 		}
 		require.Equal(t, step, struct{ demand, room, lo, hi int }{step.demand, step.room, lo, hi})
+	}
+}
+
+// TestFollow: what is fetched ahead is bounded, in frames, bytes and memory, but is one frame at
+// least; frames that a Fetch brings for a profile are left to it.
+func TestFollow(t *testing.T) {
+	for strategy, most := range map[string]int{"none,frame=16K": streamFrames, "none,frame=64K": 4, "none,frame=512K": 1} {
+		t.Run(strategy, func(t *testing.T) {
+			_, _, b := farVM(t, 6000, strategy)
+			r, err := OpenWith(t.Context(), &slowLink{bytesSource: b, rate: 1e12}, OpenOptions{})
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, r.Close()) })
+			m := r.remote
+			ahead := func(i int) int {
+				lo, hi := m.follow(i)
+				require.True(t, lo >= hi || lo > i)
+				return max(hi-lo, 0)
+			}
+			require.Zero(t, ahead(0))
+			require.Equal(t, min(2, most), ahead(1))
+			for i := 2; i < 6; i++ {
+				ahead(i)
+			}
+			_, hi := m.follow(6)
+			require.Equal(t, 7+most, hi)
+			m.frames[7].want = wantHot
+			require.Zero(t, ahead(7))
+			m.frames[7].want = unwanted
+			require.Equal(t, 1, ahead(7))
+			m.heldAll = heldMost
+			require.Zero(t, ahead(8))
+		})
 	}
 }
 

@@ -15,6 +15,9 @@ const (
 	prefetchBatch = 128
 )
 
+// prefetching is the key of a context whose reads are no demands of a guest.
+type prefetching struct{}
+
 // Prefetch reads pages of a launch image that a guest is likely to touch, the likeliest
 // first, and gives them to push, whole pages from offset off on; p is push's until it
 // returns. With a profile these are the pages of the profile, in its order; without one what
@@ -22,6 +25,7 @@ const (
 // not. Pages of a remote source are fetched in the background: by a [Image.Fetch] under way,
 // which it waits for, or one frame after the other. It ends with the first error.
 func (im *Image) Prefetch(ctx context.Context, profile []Addr, push func(ctx context.Context, s Space, p []byte, off int64) error) error {
+	ctx = context.WithValue(ctx, prefetching{}, true)
 	buf := make([]byte, prefetchRun*PageSize)
 	give := func(s Space, off, n int64) error {
 		for end := off + n; off < end; off += int64(len(buf)) {

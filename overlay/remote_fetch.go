@@ -30,10 +30,12 @@ func (m *remote) beginFetch() {
 
 const (
 	// streamMost bounds the encoded bytes that are fetched ahead of a guest that reads one frame
-	// after the other: a link of 50 Mbit/s has that on its way in 40 ms.
+	// after the other, beyond the first frame: a link of 50 Mbit/s has that on its way in 40 ms.
 	streamMost = 256 << 10
+	// streamFrames bounds the frames, each a request.
+	streamFrames = 8
 	// streamsMost is the number of readers, each after its own frames, that are told apart.
-	streamsMost = 4
+	streamsMost = 8
 )
 
 // streams notices demands of one frame after the other; the one that was last at work first.
@@ -65,8 +67,8 @@ func (s *streams) demand(i, room int, waits bool) (lo, hi int) {
 	return lo, hi
 }
 
-// follow notes a demand of frame i and returns the frames to fetch ahead of it. A frame of the
-// profile has its own order, in which Fetch brings those behind it.
+// follow notes a demand of frame i and returns the frames to fetch ahead of it. A frame that a
+// Fetch is about to bring for a profile has its own order, in which those behind it come.
 func (m *remote) follow(i int) (lo, hi int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -74,8 +76,9 @@ func (m *remote) follow(i int) (lo, hi int) {
 		return 0, 0
 	}
 	room := 0
-	for bytes, n := 0, i+1; n < len(m.frames); n++ {
-		if bytes += m.size(n); bytes > streamMost {
+	for bytes, n := 0, i+1; n < len(m.frames) && room < streamFrames; n++ {
+		bytes += m.size(n)
+		if bytes > streamMost && room > 0 || m.off && m.heldAll+bytes > heldMost {
 			break
 		}
 		room++

@@ -88,7 +88,7 @@ func shareWords(p, q []byte) bool {
 	return n >= sharedWords
 }
 
-// sketched is a page and its sketch, which own pages are not given.
+// sketched is a page and its sketch, which is zero where own is set.
 type sketched struct {
 	addr   Addr
 	sketch sketch

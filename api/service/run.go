@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -179,18 +180,18 @@ func (s *Service) run(ctx context.Context, j *synthesis, made func(id string)) (
 // firstAnswer waits for the first right answer to the probe of a request, if it has one, and
 // describes the instance.
 func (s *Service) firstAnswer(ctx context.Context, r *record, vm *vmm.VM, req api.Run, t *timeline) (in api.Instance, err error) {
-	if req.Probe != nil {
+	if req.Probe != nil && !slices.ContainsFunc(t.events, func(e api.Event) bool { return e.Name == eventFirstAnswer }) {
 		if err := s.await(ctx, vm, req, t); err != nil {
 			return in, err
 		}
 		t.mark(eventFirstAnswer)
-		if req.Record {
-			if err := s.keepTouches(ctx, r); err != nil {
-				return in, err
-			}
-		}
 		r.Timeline = t.events
 		if err := s.writeRecord(r); err != nil {
+			return in, err
+		}
+	}
+	if req.Record {
+		if err := s.keepTouches(ctx, r); err != nil {
 			return in, err
 		}
 	}

@@ -50,7 +50,7 @@ nearly as fast. Who uses an overlay needs none of these programs.`,
 		},
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "", "also write the overlay to this file")
-	cmd.Flags().Var(&probes, "profile", "then record the touch profile by a trial run until this probe is answered, and repack; may be repeated")
+	cmd.Flags().Var(&probes, "profile", "then record the touch profile by a trial run until 3 seconds after this probe is answered, and repack; may be repeated")
 	cmd.Flags().StringVar(&req.Name, "name", "", "name of the overlay in the store")
 	cmd.Flags().StringVar(&req.Strategy, "strategy", "balanced", "how to encode")
 	cmd.Flags().BoolVar(&req.KeepFree, "keep-free-memory", false, "leave the guest in peace: the overlay also holds what stands in memory that it does not use")
