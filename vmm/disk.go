@@ -149,12 +149,19 @@ func beginCommit(ctx context.Context, c *qmp, args map[string]any) error {
 	end := time.Now().Add(lockWait)
 	return pollUntil(ctx, func() (bool, error) {
 		err := c.execute(ctx, "block-commit", args, nil)
-		var refused *QMPError
-		if errors.As(err, &refused) && strings.Contains(refused.Desc, `"write" lock`) && time.Now().Before(end) {
+		if usedElsewhere(err) && time.Now().Before(end) {
 			return false, nil
 		}
 		return true, err
 	})
+}
+
+// usedElsewhere reports whether QEMU has refused because another process has opened an image:
+// its block/file-posix.c says `Failed to get "write" lock`, or `shared "consistent read"`, and
+// so on, for whichever permission it misses.
+func usedElsewhere(err error) bool {
+	var refused *QMPError
+	return errors.As(err, &refused) && strings.HasPrefix(refused.Desc, "Failed to get ") && strings.HasSuffix(refused.Desc, `" lock`)
 }
 
 // melt commits all layers into topLayer, whoever made them, and removes their files.

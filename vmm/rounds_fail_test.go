@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // Rounds that are given up at any moment leave the VM as it was, no file, and nothing out.
@@ -230,6 +232,25 @@ func TestRoundsKilled(t *testing.T) {
 	defer cancel()
 	require.ErrorIs(t, vm.Merge(ctx), context.DeadlineExceeded)
 	require.NoError(t, vm.Monitor(t.Context(), "block-job-set-speed", map[string]any{"device": commitJob, "speed": 0}, nil))
+	recovered(false)
+
+	// A layer between others that another process reads, as the qemu-img of a killed one does,
+	// is waited for. QEMU takes byte 100 of a file for who reads it (block/file-posix.c).
+	rounds, err = vm.Rounds(t.Context())
+	require.NoError(t, err)
+	for range 2 {
+		_, err = rounds.Next(t.Context(), newDir(t, "out"))
+		require.NoError(t, err)
+	}
+	require.NoError(t, rounds.lock.Close())
+	layer, err := os.Open(filepath.Join(vm.Dir(), layerName(1)))
+	require.NoError(t, err)
+	lock := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: 100, Len: 1}
+	require.NoError(t, unix.FcntlFlock(layer.Fd(), unix.F_OFD_SETLK, &lock))
+	ctx, cancel = context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, vm.Merge(ctx), context.DeadlineExceeded)
+	require.NoError(t, layer.Close())
 	recovered(false)
 
 	// The guest and its disk are whole.
