@@ -38,7 +38,7 @@ func (s *Server) Push(ctx context.Context, file string, p []byte, off int64) (in
 // Begin notes that a guest runs on the files, from now on.
 func (s *Server) Begin() { s.begun.Store(time.Now().UnixNano()) }
 
-// Idle returns for how long a guest that runs has begun no read of memory or disk: since
+// Idle returns for how long a guest that runs has had no read of memory or disk under way: since
 // [Server.Begin], if it has begun none, 0 while one has no answer. Before, nobody knows what
 // the guest wants, and running is false.
 func (s *Server) Idle() (d time.Duration, running bool) {

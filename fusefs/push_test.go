@@ -1,8 +1,10 @@
 package fusefs
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -89,6 +91,29 @@ func TestIdle(t *testing.T) {
 	client(t, "pread", filepath.Join(dir, MemoryName), "0", "4096")
 	idle, _ = s.Idle()
 	require.LessOrEqual(t, idle, time.Since(before), "since the last read")
+}
+
+// slowFile is a file as over a slow link.
+type slowFile struct {
+	File
+	answered atomic.Int64
+}
+
+func (f *slowFile) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	time.Sleep(300 * time.Millisecond)
+	n, err := f.File.ReadAt(ctx, p, off)
+	f.answered.Store(time.Now().UnixNano())
+	return n, err
+}
+
+// TestIdleSlowRead: a guest that has just got what it waited for long is not at rest.
+func TestIdleSlowRead(t *testing.T) {
+	memory := &slowFile{File: newTestFile(1 << 20)}
+	s, dir := mount(t, Options{Memory: memory})
+	s.Begin()
+	client(t, "pread", filepath.Join(dir, MemoryName), "0", "4096")
+	idle, _ := s.Idle()
+	require.LessOrEqual(t, idle, time.Since(time.Unix(0, memory.answered.Load())))
 }
 
 // TestPushBesideHeldRead pushes around a read that has no answer: its pages are locked by the

@@ -44,7 +44,8 @@ type reads struct {
 	log     *slog.Logger
 
 	requests, bytes, failures, longest atomic.Int64
-	// pushed counts bytes put into the kernel's cache unasked; last is when a read last began.
+	// pushed counts bytes put into the kernel's cache unasked; last is when a read last
+	// began or ended.
 	pushed, last atomic.Int64
 	// known are the pages that the kernel has asked for or was given.
 	known pageSet
@@ -171,6 +172,7 @@ func (s *reads) end(r *read) {
 	if !r.timer.Stop() {
 		<-r.watched
 	}
+	s.last.Store(time.Now().UnixNano()) // before it is out of flight: who asks later finds one or the other
 	s.mu.Lock()
 	delete(s.inFlight, r)
 	s.mu.Unlock()

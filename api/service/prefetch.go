@@ -115,12 +115,13 @@ func (p *pusher) await(ctx context.Context) error {
 }
 
 // rest returns how long the guest must have asked for nothing: what comes over a network
-// arrives with pauses.
+// arrives with pauses, and a guest that was held up is silent for up to two seconds before
+// what it has sent, or should have got, is sent again.
 func (p *pusher) rest() time.Duration {
 	if p.im.Local() {
 		return restAfter
 	}
-	return 4 * restAfter
+	return 12 * restAfter
 }
 
 // profileOf returns the profile that the store keeps of an image, or the one that its last
