@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"cloudlet/api"
+	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
 )
@@ -135,10 +136,10 @@ A first walk:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
 	flags.StringVar(&env.state, "state", defaultState(env), "folder of the store ($CLOUDLET_STATE)")
-	env.mountMemory = 112 << 20
-	env.cacheSize = 10 << 30
+	env.mountMemory = service.DefaultMountMemory
+	env.cacheSize = service.DefaultCacheLimit
 	flags.Var(&env.cacheSize, "cache-size", "disk for what was fetched of overlays at URLs; 0 keeps nothing")
-	flags.Var(&env.mountMemory, "mount-memory", "memory that the process of a mount should stay below, about half of it for decoded frames")
+	flags.Var(&env.mountMemory, "mount-memory", "memory that a mount should stay below, beside its program and indexes; about half of it holds decoded frames")
 	flags.StringVar(&env.vmm, "vmm", env.getenv("CLOUDLET_VMM"), "what runs new VMs: qemu, libvirt or libvirt:URI ($CLOUDLET_VMM)")
 	flags.StringVar(&env.server, "server", env.getenv("CLOUDLET_SERVER"), "use the service at http(s)://HOST:PORT or unix:PATH ($CLOUDLET_SERVER)")
 	flags.StringVar(&env.tokenFile, "token-file", env.getenv("CLOUDLET_TOKEN_FILE"), "file with the token for --server ($CLOUDLET_TOKEN_FILE)")
