@@ -202,14 +202,15 @@ func (l *Launch) addBelow(ctx context.Context) error {
 func (c *creation) learnParent(ctx context.Context) error {
 	c.parent = make(map[Hash]Addr)
 	im := c.l.Parent
+	var pages []byte
 	for level := len(im.chain) - 1; level >= 0; level-- {
 		r := im.chain[level]
 		for i := range r.index.frames {
 			if len(c.parent) >= c.dedup {
 				return nil
 			}
-			pages, err := r.decodeFrame(ctx, i, im.base, nil)
-			if err != nil {
+			var err error
+			if pages, err = r.decodeFrame(ctx, i, im.base, nil, pages); err != nil {
 				return err
 			}
 			f := &r.index.frames[i]

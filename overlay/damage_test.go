@@ -147,10 +147,11 @@ func TestRefusedByMeaning(t *testing.T) {
 		"page twice":        {func(_ *Manifest, x *index) { x.stored[1] = x.stored[0] }, "twice"},
 		"page far":          {func(_ *Manifest, x *index) { x.stored[0] = 1 << 20 }, "outside of the image"},
 		"unknown codec":     {func(_ *Manifest, x *index) { x.frames[0].codec = 3 }, "unknown codec"},
-		"unknown delta":     {func(_ *Manifest, x *index) { packed(x).delta = 4 }, "unknown codec 1 or delta 4"},
+		"unknown delta":     {func(_ *Manifest, x *index) { packed(x).delta = 5 }, "unknown codec 1 or delta 5"},
 		"dictionary of xz":  {func(_ *Manifest, x *index) { packed(x).codec, packed(x).delta = CodecXZ, DeltaDict }, "a dictionary and codec xz"},
 		"plain dictionary":  {func(_ *Manifest, x *index) { packed(x).codec, packed(x).delta = CodecNone, DeltaDict }, "a dictionary and codec none"},
 		"delta of nothing":  {func(_ *Manifest, x *index) { packed(x).encoded, packed(x).delta = vcdiffHead, DeltaVCDIFF }, "a delta and 4 bytes"},
+		"stride of nothing": {func(_ *Manifest, x *index) { packed(x).encoded, packed(x).delta = strideHead, DeltaStride }, "a delta and 2 bytes"},
 		"frame of no pages": {func(_ *Manifest, x *index) { x.frames[0].pages = 0 }, "0 pages"},
 		"frame too large":   {func(_ *Manifest, x *index) { x.frames[0].pages = MaxFramePages + 1 }, "pages"},
 		"frame inflated":    {func(_ *Manifest, x *index) { x.frames[0].encoded = 1 << 30 }, "encoded bytes"},
@@ -192,12 +193,22 @@ func TestGolden(t *testing.T) {
 	base := newBase(t, v)
 	w := v.clone()
 	w.mutate(rng, 2)
-	for _, text := range []string{"balanced", "small", "none", "elijah", "dict"} {
+	records := w.clone()
+	for page := range 12 {
+		fillRecords(records.page(Addr(2*page)), 16+16*(page%2), uint32(1000*page))
+	}
+	for _, text := range []string{"balanced", "small", "none", "elijah", "dict", "stride"} {
 		path := filepath.Join("testdata", "v1-"+text+".overlay")
+		if text == "stride" {
+			w = records
+		}
 		if _, err := os.Stat(path); *update && err != nil { // what is there stays for ever
 			require.NoError(t, os.MkdirAll("testdata", 0o755))
-			if text == "dict" {
+			switch text {
+			case "dict":
 				text = "balanced,delta=dict"
+			case "stride":
+				text = "balanced,order=similar"
 			}
 			b, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
 			require.NoError(t, os.WriteFile(path, b, 0o644))
@@ -236,6 +247,8 @@ func TestParseStrategy(t *testing.T) {
 		"fast,level=19,delta=dict": "delta dict needs a level of 1 to 4, not 19",
 		"balanced,speed=1":         "the parameters are",
 		"balanced,order=hot":       "there are address, cold, similar",
+		"balanced,delta=stride":    "there are none, xor, vcdiff, dict",
+		"balanced,stride=8":        "there are no, yes",
 		"balanced,level=a":         "invalid syntax",
 	} {
 		_, err := ParseStrategy(text)
@@ -293,6 +306,9 @@ func FuzzFrame(f *testing.F) {
 		b, have, err = e.encode(f.Context(), delta)
 		require.NoError(f, err)
 		f.Add(uint8(have), uint8(DeltaVCDIFF), append([]byte{byte(len(delta)), 0, 0, 0}, b...))
+		b, have, err = e.encode(f.Context(), page)
+		require.NoError(f, err)
+		f.Add(uint8(have), uint8(DeltaStride), append([]byte{8, 0}, b...))
 		if c == CodecZstd {
 			b, err = e.encodeDict(page, page)
 			require.NoError(f, err)
@@ -309,7 +325,7 @@ func FuzzFrame(f *testing.F) {
 			return
 		}
 		r := &Reader{manifest: m, index: x, dec: d}
-		_, _ = r.decodePages(0, b, base) // must not panic, hang or allocate without bound
+		_, _ = r.decodePages(0, b, base, nil) // must not panic, hang or allocate without bound
 	})
 }
 

@@ -12,17 +12,23 @@ import (
 // Delta is what the pages of a frame are subtracted from before compression.
 type Delta uint8
 
-// The deltas of format version 1. All refer to the base's pages of the same addresses.
+// The deltas of format version 1. All but DeltaStride refer to the base's pages of the same
+// addresses.
 const (
 	DeltaNone   Delta = 0
 	DeltaXOR    Delta = 1 // XOR, page by page
 	DeltaVCDIFF Delta = 2 // RFC 3284, the frame's pages from the base's, encoded by xdelta3
 	DeltaDict   Delta = 3 // the base's pages are the dictionary of the codec, which is zstd
+	DeltaStride Delta = 4 // each word from the one a record before it: see Strategy.Stride
 )
 
-var deltaNames = []string{"none", "xor", "vcdiff", "dict"}
+// deltaNames are those of the deltas by their numbers; a strategy's delta is one of the first
+// strategyDeltas.
+var deltaNames = []string{"none", "xor", "vcdiff", "dict", "stride"}
 
-// String returns "none", "xor", "vcdiff" or "dict".
+const strategyDeltas = 4
+
+// String returns "none", "xor", "vcdiff", "dict" or "stride".
 func (d Delta) String() string { return nameOf(deltaNames, uint8(d)) }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -30,7 +36,7 @@ func (d Delta) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (d *Delta) UnmarshalText(b []byte) (err error) {
-	*d, err = named[Delta](deltaNames, "delta", string(b))
+	*d, err = named[Delta](deltaNames[:strategyDeltas], "delta", string(b))
 	return err
 }
 
@@ -43,7 +49,7 @@ type frameEncoder struct {
 	*encoder
 	delta  Delta
 	differ *differ // nil but for DeltaVCDIFF
-	framed []byte
+	framed []byte  // a head and the codec's bytes
 }
 
 func newFrameEncoder(s *Strategy, size int, t tools) (*frameEncoder, error) {

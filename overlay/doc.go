@@ -103,7 +103,8 @@
 //	24+32F       4*F    frames: encoded size in bytes
 //	24+36F       2*F    frames: number of pages, 1 to 1024
 //	24+38F       1*F    frames: codec: 0 none, 1 zstd, 2 xz
-//	24+39F       1*F    frames: delta: 0 plain, 1 XOR, 2 VCDIFF, 3 dictionary
+//	24+39F       1*F    frames: delta: 0 plain, 1 XOR, 2 VCDIFF, 3 dictionary,
+//	                    4 stride
 //	24+40F       4*S    addresses of the stored pages, frame by frame
 //	24+40F+4S    4*R    references: addresses, strictly ascending
 //	24+40F+4S+4R 4*R    references: targets
@@ -133,10 +134,13 @@
 //	               with the standard code table and no secondary compression
 //	3  dictionary  the codec is zstd; the frame's history begins with the base pages (a raw
 //	               content dictionary, without an id)
+//	4  stride      2 bytes: N, 4 to 4092, a multiple of 4; then the codec encodes the pages,
+//	               in which each 32-bit word from byte N on is less the word N bytes before
+//	               it, modulo 2^32 (differences of the pages' own words, across their ends)
 //
-// A delta refers to base pages only and self targets are stored pages, so a page costs one
-// frame at most, whatever the depth of the chain. Deltas 2 and 3 came after 0 and 1: readers
-// from before refuse them, in the manifest's strategy by name.
+// A delta refers to base pages only, or to none, and self targets are stored pages, so a page
+// costs one frame at most, whatever the depth of the chain. Deltas 2 to 4 came after 0 and 1:
+// readers from before refuse them, in the manifest's strategy by name.
 //
 // Codec none is the bytes as they are. A zstd frame is RFC 8878, with a content size and a
 // window of at most what it decodes to (rounded up to the format's steps). An xz frame is one .xz stream of one block with the
@@ -168,6 +172,7 @@
 //
 // Pages equal to one that is there already become references, by their hashes. Of the others
 // those of the profile are put into frames in its order; the rest by address, or where the
-// strategy says so by similarity (see [Order]), with a delta only for pages that resemble the
-// base's at the same address. A reader needs to know none of it.
+// strategy says so by similarity (see [Order]), with a delta to the base only for pages that
+// resemble its page at the same address, and with a stride for pages of records of one size. A
+// reader needs to know none of it.
 package overlay

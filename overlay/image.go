@@ -319,7 +319,7 @@ func (im *Image) frame(ctx context.Context, key frameKey) ([]byte, error) {
 		if !ahead {
 			im.readAhead(key)
 		}
-		pages, err := r.decodeFrame(ctx, key.frame, im.base, &im.gate)
+		pages, err := r.decodeFrame(ctx, key.frame, im.base, &im.gate, nil)
 		if err == nil && im.kept != nil {
 			im.kept.keep(key, r.index.frames[key.frame].first, pages)
 		}

@@ -362,30 +362,37 @@ func (r *Reader) fetchFrame(ctx context.Context, i int, buf []byte) ([]byte, err
 	}
 }
 
-// decodeFrame reads frame i and returns its pages; base is what a delta refers to.
-func (r *Reader) decodeFrame(ctx context.Context, i int, base *Base, g *gate) ([]byte, error) {
-	buf, _ := r.encoded.Get().(*[]byte)
-	if buf == nil {
-		buf = new([]byte)
+// decodeFrame reads frame i and returns its pages, in buf where it is large enough; base is
+// what a delta refers to.
+func (r *Reader) decodeFrame(ctx context.Context, i int, base *Base, g *gate, buf []byte) ([]byte, error) {
+	from, _ := r.encoded.Get().(*[]byte)
+	if from == nil {
+		from = new([]byte)
 	}
-	defer r.encoded.Put(buf)
-	encoded, err := r.readFrame(ctx, i, *buf, g)
+	defer r.encoded.Put(from)
+	encoded, err := r.readFrame(ctx, i, *from, g)
 	if err != nil {
 		return nil, err
 	}
-	*buf = encoded
-	return r.decodePages(i, encoded, base)
+	*from = encoded
+	return r.decodePages(i, encoded, base, buf)
 }
 
-// decodePages decodes the encoded bytes of frame i, whose hash has been checked.
-func (r *Reader) decodePages(i int, encoded []byte, base *Base) ([]byte, error) {
+// decodePages decodes the encoded bytes of frame i, whose hash has been checked, into buf where
+// it is large enough.
+func (r *Reader) decodePages(i int, encoded []byte, base *Base, buf []byte) (pages []byte, err error) {
 	f := &r.index.frames[i]
 	n := int(f.pages) * PageSize
-	pages := make([]byte, n, n+decodeSlack)
-	var err error
-	if f.delta == DeltaVCDIFF || f.delta == DeltaDict {
+	if cap(buf) < n+decodeSlack {
+		buf = make([]byte, n, n+decodeSlack)
+	}
+	pages = buf[:n]
+	switch f.delta {
+	case DeltaVCDIFF, DeltaDict:
 		err = r.decodeDelta(f, pages, encoded, base)
-	} else {
+	case DeltaStride:
+		err = r.decodeStride(f, pages, encoded)
+	default:
 		err = r.dec.decodeFrame(f.codec, pages, encoded)
 	}
 	if b := (*baseError)(nil); errors.As(err, &b) {

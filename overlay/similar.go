@@ -88,19 +88,24 @@ func shareWords(p, q []byte) bool {
 	return n >= sharedWords
 }
 
-// sketched is a page and its sketch, which is zero where own is set.
+// sketched is a page and its sketch, which is zero where own or stride is set.
 type sketched struct {
 	addr   Addr
 	sketch sketch
 	// own: the page resembles the base's page at its address, so that a delta to that makes it
 	// smaller. To any other page a delta does harm: it hides what the page shares with others.
 	own bool
+	// stride, if not 0, is the size in words of the records in the page.
+	stride uint8
 }
 
 // bySimilarity parts addrs, which ascend, into the pages that resemble the base's at the same
-// address, by address, and the others, in an order that has similar pages of the same image
-// together.
-func (c *creation) bySimilarity(ctx context.Context, addrs []Addr) (own, others []Addr, err error) {
+// address and those of records of one size, by address, and the others, in an order that has
+// similar pages of the same image together.
+func (c *creation) bySimilarity(ctx context.Context, addrs []Addr) ([]group, error) {
+	size := c.strategy.FrameSize
+	own, others := group{size: size, delta: c.strategy.Delta}, group{size: size}
+	var records [maxStrideWords + 1]group
 	for len(addrs) > 0 {
 		n := 1
 		for n < len(addrs) && n < similarSpan && addrs[n].Space() == addrs[0].Space() {
@@ -108,22 +113,30 @@ func (c *creation) bySimilarity(ctx context.Context, addrs []Addr) (own, others 
 		}
 		pages, err := c.sketches(ctx, addrs[:n])
 		if err != nil {
-			return nil, nil, fmt.Errorf("look for similar pages: %w", err)
+			return nil, fmt.Errorf("look for similar pages: %w", err)
 		}
 		rest := pages[:0]
 		for _, p := range pages {
-			if p.own {
-				own = append(own, p.addr)
-			} else {
+			switch {
+			case p.own:
+				own.addrs = append(own.addrs, p.addr)
+			case p.stride > 0:
+				records[p.stride].addrs = append(records[p.stride].addrs, p.addr)
+			default:
 				rest = append(rest, p)
 			}
 		}
 		for _, i := range chain(rest) {
-			others = append(others, rest[i].addr)
+			others.addrs = append(others.addrs, rest[i].addr)
 		}
 		addrs = addrs[n:]
 	}
-	return own, others, nil
+	parts := []group{own}
+	for n, g := range records {
+		g.size, g.stride = size, n
+		parts = append(parts, g)
+	}
+	return append(parts, others), nil
 }
 
 // sketches reads the pages at addrs, and the base's where there may be deltas to them.
@@ -152,9 +165,7 @@ func (c *creation) sketches(ctx context.Context, addrs []Addr) (out []sketched, 
 				list := make([]sketched, len(batch))
 				for i := range list {
 					page, under := pages[i*PageSize:][:PageSize], base[i*PageSize:][:PageSize] // zero where there are no deltas
-					if list[i] = (sketched{addr: batch[i], own: shareWords(page, under)}); !list[i].own {
-						list[i].sketch = newSketch(page)
-					}
+					list[i] = c.sketch(batch[i], page, under)
 				}
 				return list, nil
 			}, nil
@@ -164,6 +175,18 @@ func (c *creation) sketches(ctx context.Context, addrs []Addr) (out []sketched, 
 			return nil
 		})
 	return out, err
+}
+
+// sketch tells where a page belongs; under is the base's page at its address.
+func (c *creation) sketch(a Addr, page, under []byte) sketched {
+	s := sketched{addr: a, own: shareWords(page, under)}
+	if !s.own && c.strategy.Stride {
+		s.stride = uint8(strideOf(page))
+	}
+	if !s.own && s.stride == 0 {
+		s.sketch = newSketch(page)
+	}
+	return s
 }
 
 // chain orders pages by their sketches: each is followed by one that shares a value with it,

@@ -205,6 +205,13 @@ func (o *specOverlay) apply(base, parent vm) (vm, string) {
 			size = int(binary.LittleEndian.Uint32(p))
 			p = p[4:]
 		}
+		stride := 0
+		if f.delta == 4 {
+			stride = int(p[0]) + 256*int(p[1])
+			require.Zero(o.t, stride%4)
+			require.True(o.t, stride >= 4 && stride <= 4092)
+			p = p[2:]
+		}
 		switch f.codec {
 		case 0:
 		case 1:
@@ -226,6 +233,10 @@ func (o *specOverlay) apply(base, parent vm) (vm, string) {
 			delta := p
 			p = make([]byte, len(from))
 			require.NoError(o.t, vcdiff.Apply(p, from, delta))
+		}
+		for at := stride; stride > 0 && at < len(p); at += 4 {
+			sum := binary.LittleEndian.Uint32(p[at:]) + binary.LittleEndian.Uint32(p[at-stride:])
+			binary.LittleEndian.PutUint32(p[at:], sum)
 		}
 		for k, a := range f.addrs {
 			page := bytes.Clone(p[4096*k : 4096*k+4096])
@@ -314,6 +325,9 @@ func TestSpec(t *testing.T) {
 				w := parent.clone()
 				w.mutate(rng, 4)
 				copy(w.page(Addr(depth)), parent.page(Addr(200+depth))) // moved within
+				for page := range Addr(20) {
+					fillRecords(w.page(20+page), 8+4*(depth+int(page%2)), uint32(page)*5000+uint32(depth))
+				}
 				l := launch(newImage(t, base, chain...), w)
 				l.Profile = []Addr{MakeAddr(Disk, 7), 9, 8, MakeAddr(Disk, 11), 250}
 				if depth == 2 {

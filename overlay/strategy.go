@@ -18,7 +18,11 @@ type Strategy struct {
 	FrameSize int    `json:"frame_size"` // bytes of pages in a frame; a multiple of PageSize, at most MaxFramePages pages
 	HotSize   int    `json:"hot_size"`   // the same for frames of pages in the touch profile
 	Order     Order  `json:"order,omitzero"`
-	Encoder   string `json:"encoder"` // libraries and programs that encoded, with versions; set by Create
+	// Stride puts pages that are arrays of records, of the same size, into frames of their own,
+	// as differences from record to record. It is part of the order by similarity, and nothing
+	// where pages are in another one.
+	Stride  bool   `json:"stride,omitzero"`
+	Encoder string `json:"encoder"` // libraries and programs that encoded, with versions; set by Create
 }
 
 // Order is how the pages outside of the touch profile are put into frames.
@@ -55,22 +59,22 @@ func (o *Order) UnmarshalText(b []byte) (err error) {
 var presets = map[string]Strategy{
 	"none":     {Delta: DeltaNone, Codec: CodecNone, FrameSize: 64 << 10, HotSize: 64 << 10},
 	"fast":     {Delta: DeltaXOR, Codec: CodecZstd, Level: 1, FrameSize: 128 << 10, HotSize: 64 << 10},
-	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 3, FrameSize: 64 << 10, HotSize: 64 << 10, Order: OrderCold},
+	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 2, FrameSize: 128 << 10, HotSize: 64 << 10, Order: OrderCold, Stride: true},
 	// What the seeds of this field did: xdelta3, then LZMA.
 	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
 	// Larger frames are smaller, but a guest far away waits for more of what it does not want.
-	"small": {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10, Order: OrderSimilar},
+	"small": {Delta: DeltaXOR, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10, Order: OrderSimilar, Stride: true},
 }
 
 // Strategies lists the names of the presets.
 func Strategies() []string { return slices.Sorted(maps.Keys(presets)) }
 
 // ParseStrategy parses a preset's name, optionally with changes: "balanced" or
-// "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3,order=cold". The empty string is
-// "balanced". Orders are address, cold and similar, see [Order]. Deltas are none, xor, vcdiff
-// and dict, codecs none, zstd and xz. Levels of zstd are 1 to 4, and 10 to 22, as those of its
-// program. Who encodes needs the program xdelta3 for vcdiff, xz for xz and zstd for the high
-// levels, see [Strategy.CheckPrograms].
+// "balanced,codec=xz,frame=1M,hot=64K,delta=none,level=3,order=cold,stride=no". The empty string
+// is "balanced". Orders are address, cold and similar, see [Order]; stride is yes or no. Deltas
+// are none, xor, vcdiff and dict, codecs none, zstd and xz. Levels of zstd are 1 to 4, and 10 to
+// 22, as those of its program. Who encodes needs the program xdelta3 for vcdiff, xz for xz and
+// zstd for the high levels, see [Strategy.CheckPrograms].
 func ParseStrategy(text string) (Strategy, error) {
 	name, rest, changed := strings.Cut(text, ",")
 	if name == "" {
@@ -102,7 +106,7 @@ func ParseStrategy(text string) (Strategy, error) {
 func (s *Strategy) set(key, value string) (err error) {
 	switch key {
 	case "delta":
-		s.Delta, err = named[Delta](deltaNames, "delta", value)
+		err = s.Delta.UnmarshalText([]byte(value))
 	case "codec":
 		s.Codec, err = named[Codec](codecNames, "codec", value)
 	case "level":
@@ -113,8 +117,12 @@ func (s *Strategy) set(key, value string) (err error) {
 		s.HotSize, err = parseSize(value)
 	case "order":
 		s.Order, err = named[Order](orderNames, "order", value)
+	case "stride":
+		var yes uint8
+		yes, err = named[uint8]([]string{"no", "yes"}, "stride", value)
+		s.Stride = yes == 1
 	default:
-		return fmt.Errorf("unknown parameter %q: the parameters are delta, codec, level, frame, hot, order", key)
+		return fmt.Errorf("unknown parameter %q: the parameters are delta, codec, level, frame, hot, order, stride", key)
 	}
 	return err
 }
@@ -147,7 +155,7 @@ func (s *Strategy) Validate() error {
 	if s.Codec == CodecZstd && (s.Level < 1 || s.Level > 4) && !s.zstdProgram() || s.Codec != CodecZstd && s.Level != 0 {
 		return fmt.Errorf("overlay strategy %q: level %d: codec zstd takes 1 to 4, and %d to %d by its program, the others 0", s.Name, s.Level, leastProgramLevel, maxProgramLevel)
 	}
-	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= len(deltaNames) || int(s.Order) >= len(orderNames) || len(s.Name) > 200 {
+	if int(s.Codec) >= len(codecNames) || int(s.Delta) >= strategyDeltas || int(s.Order) >= len(orderNames) || len(s.Name) > 200 {
 		return fmt.Errorf("overlay strategy %.80q: unknown codec %d, delta %d or order %d", s.Name, s.Codec, s.Delta, s.Order)
 	}
 	if s.Delta == DeltaDict && s.Codec != CodecZstd {

@@ -83,15 +83,15 @@ func (im *Image) hashStored(ctx context.Context, r *Reader, p Progress) ([]Hash,
 	hashes := make([]Hash, len(x.stored))
 	var done int64
 	var crc uint32
+	var encoded, pages []byte
 	for i := range x.frames {
 		f := &x.frames[i]
-		encoded, err := r.readFrame(ctx, i, nil, nil)
-		if err != nil {
+		var err error
+		if encoded, err = r.readFrame(ctx, i, encoded, nil); err != nil {
 			return nil, err
 		}
 		crc = crc32.Update(crc, crc32.IEEETable, encoded)
-		pages, err := r.decodePages(i, encoded, im.base)
-		if err != nil {
+		if pages, err = r.decodePages(i, encoded, im.base, pages); err != nil {
 			return nil, err
 		}
 		for k := range int(f.pages) {
@@ -147,9 +147,9 @@ func (im *Image) DecodeFrames(ctx context.Context) (n int64, err error) {
 		return 0, nil
 	}
 	r := im.chain[len(im.chain)-1]
+	var pages []byte
 	for i := range r.index.frames {
-		pages, err := r.decodeFrame(ctx, i, im.base, nil)
-		if err != nil {
+		if pages, err = r.decodeFrame(ctx, i, im.base, nil, pages); err != nil {
 			return n, err
 		}
 		n += int64(len(pages))
@@ -166,9 +166,10 @@ func (im *Image) StoredPages(ctx context.Context, yield func(a Addr, page, base 
 	}
 	r := im.chain[len(im.chain)-1]
 	base := make([]byte, PageSize)
+	var pages []byte
 	for i := range r.index.frames {
-		pages, err := r.decodeFrame(ctx, i, im.base, nil)
-		if err != nil {
+		var err error
+		if pages, err = r.decodeFrame(ctx, i, im.base, nil, pages); err != nil {
 			return err
 		}
 		f := &r.index.frames[i]

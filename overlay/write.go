@@ -16,9 +16,10 @@ import (
 
 // group is a frame to be: the pages that go into it.
 type group struct {
-	addrs []Addr
-	size  int // capacity in bytes
-	delta Delta
+	addrs  []Addr
+	size   int // capacity in bytes
+	delta  Delta
+	stride int // of DeltaStride in words, else 0
 }
 
 // encodedFrame is a frame ready to be written.
@@ -42,34 +43,34 @@ func (c *creation) groups(ctx context.Context, yield func(group) error) (err err
 				isHot[a] = struct{}{}
 			}
 		}
-		if err := split(hot, c.strategy.HotSize, c.strategy.Delta, yield); err != nil {
+		if err := split(group{hot, c.strategy.HotSize, c.strategy.Delta, 0}, yield); err != nil {
 			return err
 		}
 		cold = slices.DeleteFunc(slices.Clone(cold), func(a Addr) bool { _, ok := isHot[a]; return ok })
 	}
 	if !similar {
-		return split(cold, c.strategy.FrameSize, c.strategy.Delta, yield)
+		return split(group{cold, c.strategy.FrameSize, c.strategy.Delta, 0}, yield)
 	}
-	own, others, err := c.bySimilarity(ctx, cold)
-	if err != nil {
-		return err
+	parts, err := c.bySimilarity(ctx, cold)
+	for _, g := range parts {
+		if err == nil {
+			err = split(g, yield)
+		}
 	}
-	if err := split(own, c.strategy.FrameSize, c.strategy.Delta, yield); err != nil {
-		return err
-	}
-	return split(others, c.strategy.FrameSize, DeltaNone, yield)
+	return err
 }
 
-func split(addrs []Addr, size int, delta Delta, yield func(group) error) error {
-	for len(addrs) > 0 {
+// split parts the pages of g into frames.
+func split(g group, yield func(group) error) error {
+	for rest := g.addrs; len(rest) > 0; rest = rest[len(g.addrs):] {
 		n := 1
-		for n < len(addrs) && n < size/PageSize && addrs[n].Space() == addrs[0].Space() {
+		for n < len(rest) && n < g.size/PageSize && rest[n].Space() == rest[0].Space() {
 			n++
 		}
-		if err := yield(group{addrs[:n], size, delta}); err != nil {
+		g.addrs = rest[:n]
+		if err := yield(g); err != nil {
 			return err
 		}
-		addrs = addrs[n:]
 	}
 	return nil
 }
@@ -89,7 +90,11 @@ func (c *creation) encodeGroup(ctx context.Context, g group, e *frameEncoder, bu
 			return f, err
 		}
 	}
-	b, err := e.encodeFrame(ctx, &f.frame, pages, base)
+	encode := func() ([]byte, error) { return e.encodeFrame(ctx, &f.frame, pages, base) }
+	if g.stride > 0 {
+		encode = func() ([]byte, error) { return e.encodeStride(ctx, &f.frame, pages, g.stride) }
+	}
+	b, err := encode()
 	if err != nil {
 		return f, err
 	}

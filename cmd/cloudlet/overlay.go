@@ -37,7 +37,8 @@ there is left out. Linux does so with its module virtio_balloon; its caches of f
 
 Strategies: balanced; fast, where somebody waits for the overlay; small, for slow links, which
 takes minutes and the program xz; elijah, xdelta3 and LZMA as in the original system, by these
-programs; none. Or one of them with changes, like "balanced,codec=xz,frame=1M,delta=none,hot=16K,order=address".
+programs; none. Or one of them with changes, like "balanced,codec=xz,frame=1M,delta=none,hot=16K,order=address,
+stride=no".
 With level=19 the program zstd makes balanced 6 to 11 % smaller, in a minute or more, which is read
 nearly as fast. Who uses an overlay needs none of these programs.`,
 		Example: "  cloudlet overlay create work -o app.overlay\n  cloudlet overlay create work --strategy small --name app",
@@ -201,8 +202,8 @@ func showOverlay(w io.Writer, o api.Overlay, stats overlay.Stats, st overlay.Str
 	table(w, append(rows, [][]string{
 		{"parent", o.Parent}, {"base", o.Base}, {"depth", fmt.Sprint(o.Depth)}, {"size", size(o.Size)},
 		{"memory, disk", size(o.MemorySize) + ", " + size(o.DiskSize)}, {"resumable", fmt.Sprint(o.Resumable)},
-		{"strategy", fmt.Sprintf("%s: delta %s, codec %s, level %d, frames of %s, hot ones of %s, order %s; by %s",
-			st.Name, st.Delta, st.Codec, st.Level, size(int64(st.FrameSize)), size(int64(st.HotSize)), st.Order, st.Encoder)},
+		{"strategy", fmt.Sprintf("%s: delta %s, codec %s, level %d, frames of %s, hot ones of %s, order %s, stride %t; by %s",
+			st.Name, st.Delta, st.Codec, st.Level, size(int64(st.FrameSize)), size(int64(st.HotSize)), st.Order, st.Stride, st.Encoder)},
 		{"frames", fmt.Sprintf("%d, %s", stats.Frames, size(stats.FrameBytes))}, {"machine", string(o.Machine)},
 	}...))
 	for _, u := range o.UsedBy {
