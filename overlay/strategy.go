@@ -59,7 +59,7 @@ func (o *Order) UnmarshalText(b []byte) (err error) {
 var presets = map[string]Strategy{
 	"none":     {Delta: DeltaNone, Codec: CodecNone, FrameSize: 64 << 10, HotSize: 64 << 10},
 	"fast":     {Delta: DeltaXOR, Codec: CodecZstd, Level: 1, FrameSize: 128 << 10, HotSize: 64 << 10},
-	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 2, FrameSize: 128 << 10, HotSize: 64 << 10, Order: OrderCold, Stride: true},
+	"balanced": {Delta: DeltaXOR, Codec: CodecZstd, Level: 2, FrameSize: 192 << 10, HotSize: 64 << 10, Order: OrderCold, Stride: true},
 	// What the seeds of this field did: xdelta3, then LZMA.
 	"elijah": {Delta: DeltaVCDIFF, Codec: CodecXZ, FrameSize: 1 << 20, HotSize: 64 << 10},
 	// Larger frames are smaller, but a guest far away waits for more of what it does not want.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"compress/flate"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +31,7 @@ type guestResult struct {
 	Stats  overlay.Stats `json:"stats"` // of balanced: what the classes hold
 	State  int64         `json:"state_bytes"`
 	Touch  int64         `json:"profile_pages"`
+	Noise  int64         `json:"noise_bytes"` // of stored pages that DEFLATE does not make smaller
 	Rows   []*row        `json:"strategies"`
 	Rivals []rivalResult `json:"rivals,omitempty"`
 	Hot    []hot         `json:"cpu_profiles,omitempty"` // of balanced
@@ -216,10 +219,37 @@ func (o *options) measure(ctx context.Context, g *guest, variants []variant, nam
 	if err != nil {
 		return nil, err
 	}
+	if res.Noise, err = noise(ctx, im.Image); err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
 	m := im.reader.Manifest()
 	res.Stats, res.State, res.Touch = m.Stats, m.Members.State.Size, m.Members.Profile.Decoded/4
 	res.derive()
 	return res, im.Close()
+}
+
+// noise counts the bytes of the stored pages that a codec makes no smaller.
+func noise(ctx context.Context, im *overlay.Image) (n int64, err error) {
+	var small bytes.Buffer
+	w, err := flate.NewWriter(&small, flate.BestSpeed)
+	if err != nil {
+		return 0, err
+	}
+	err = im.StoredPages(ctx, func(_ overlay.Addr, page, _ []byte) error {
+		small.Reset()
+		w.Reset(&small)
+		if _, err := w.Write(page); err != nil {
+			return err
+		}
+		if err := w.Close(); err != nil {
+			return err
+		}
+		if small.Len() >= len(page) {
+			n += int64(len(page))
+		}
+		return nil
+	})
+	return n, err
 }
 
 // derive sets what follows from the rest.

@@ -52,6 +52,11 @@ func newGuest(t *testing.T) string {
 			default:
 				fill(q[100:])
 			}
+			if page == 7 {
+				for i := range q {
+					q[i] = byte(rng.Uint32())
+				}
+			}
 		}
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), p, 0o600))
 	}
@@ -88,6 +93,7 @@ func TestBench(t *testing.T) {
 		require.Empty(t, v.Error, v.Name)
 	}
 	require.Len(t, g.Hot, 2)
+	require.EqualValues(t, 2*overlay.PageSize, g.Noise) // one page of each image
 	left, err := os.ReadDir(filepath.Join(dir, "one"))
 	require.NoError(t, err)
 	for _, e := range left {
@@ -286,6 +292,17 @@ func TestTargets(t *testing.T) {
 	require.Contains(t, text, "measured 90 MB/s a core: MISS")
 	require.Contains(t, text, "measured 600 MB/s a core: pass")
 	require.NotContains(t, text, "eager")
+}
+
+// TestNoise: what nothing makes smaller is counted, and told where it matters.
+func TestNoise(t *testing.T) {
+	g := &guestResult{Noise: 40, Rows: []*row{{variant: variant{Strategy: "balanced"}, Bytes: 106}, {variant: variant{Strategy: "small"}, Bytes: 91}},
+		Rivals: []rivalResult{{Name: referenceName, Bytes: 100}, {Name: solidName, Bytes: 85}}}
+	require.Contains(t, g.withoutNoise(), "reference's bytes: balanced 1.100, small 0.850, solid 0.750.")
+	g.Noise = 4
+	require.Empty(t, g.withoutNoise())
+	g.Noise, g.Rivals = 40, nil
+	require.Empty(t, g.withoutNoise())
 }
 
 func TestVariants(t *testing.T) {

@@ -102,6 +102,9 @@ func (o *options) report(r *results) error {
 			fmt.Printf("  %s\n", t)
 			missed = missed || !t.Met()
 		}
+		if text := g.withoutNoise(); text != "" {
+			fmt.Println("\n" + text)
+		}
 		fmt.Println()
 	}
 	if err := writeCSV(o.csv, r); err != nil {

@@ -37,10 +37,11 @@ func factors() []variant {
 		}
 	}
 	one("delta", "delta=none", "delta=dict", "delta=vcdiff")
-	one("codec", "level=1", "level=2", "level=4", "level=19", "codec=xz")
-	one("frame size", "frame=16K", "frame=256K", "frame=1M", "frame=4M", "frame=256K,hot=256K")
+	one("codec", "level=1", "level=3", "level=4", "level=19", "codec=xz")
+	one("frame size", "frame=16K", "frame=64K", "frame=128K", "frame=256K", "frame=1M", "frame=4M", "frame=256K,hot=256K")
 	one("order", "order=address")
 	list = append(list, variant{Factor: "order", Label: "all by address", Strategy: standard, ByAddress: true})
+	one("records", "stride=no")
 	for _, d := range []struct {
 		label string
 		off   overlay.Classes
@@ -52,8 +53,8 @@ func factors() []variant {
 	} {
 		list = append(list, variant{Factor: "deduplication", Label: d.label, Strategy: standard, Without: d.off})
 	}
-	one("together", "frame=1M,level=4", "frame=1M,level=19", "frame=4M,level=22", "order=address,frame=1M")
-	for _, s := range []string{"small,frame=256K", "small,frame=4M"} {
+	one("together", "frame=64K,level=3", "frame=1M,level=4", "frame=1M,level=19", "frame=4M,level=22", "order=address,frame=1M")
+	for _, s := range []string{"small,frame=256K", "small,frame=4M", "small,stride=no"} {
 		list = append(list, variant{Factor: "small", Label: s, Strategy: s})
 	}
 	return list
