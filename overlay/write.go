@@ -52,12 +52,15 @@ func (c *creation) groups(ctx context.Context, yield func(group) error) (err err
 		return split(group{cold, c.strategy.FrameSize, c.strategy.Delta, 0}, yield)
 	}
 	parts, err := c.bySimilarity(ctx, cold)
+	if err != nil {
+		return err
+	}
 	for _, g := range parts {
-		if err == nil {
-			err = split(g, yield)
+		if err := split(g, yield); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 // split parts the pages of g into frames.
@@ -90,11 +93,13 @@ func (c *creation) encodeGroup(ctx context.Context, g group, e *frameEncoder, bu
 			return f, err
 		}
 	}
-	encode := func() ([]byte, error) { return e.encodeFrame(ctx, &f.frame, pages, base) }
+	var b []byte
+	var err error
 	if g.stride > 0 {
-		encode = func() ([]byte, error) { return e.encodeStride(ctx, &f.frame, pages, g.stride) }
+		b, err = e.encodeStride(ctx, &f.frame, pages, g.stride)
+	} else {
+		b, err = e.encodeFrame(ctx, &f.frame, pages, base)
 	}
-	b, err := encode()
 	if err != nil {
 		return f, err
 	}
