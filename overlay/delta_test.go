@@ -23,7 +23,7 @@ func TestDeltas(t *testing.T) {
 	plain, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "balanced,delta=none")})
 	for _, delta := range deltaNames[1:strategyDeltas] {
 		t.Run(delta, func(t *testing.T) {
-			text := "balanced,delta=" + delta
+			text := "balanced,frame=64K,delta=" + delta // no frame has pages of both kinds
 			b, made := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, text)})
 			require.Less(t, len(b), len(plain)/10)
 			r := openBytes(t, b)

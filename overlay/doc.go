@@ -136,11 +136,11 @@
 //	               content dictionary, without an id)
 //	4  stride      2 bytes: N, 4 to 4092, a multiple of 4; then the codec encodes the pages,
 //	               in which each 32-bit word from byte N on is less the word N bytes before
-//	               it, modulo 2^32 (differences of the pages' own words, across their ends)
+//	               it, modulo 2^32 (across the ends of pages); the codec is not none
 //
 // A delta refers to base pages only, or to none, and self targets are stored pages, so a page
 // costs one frame at most, whatever the depth of the chain. Deltas 2 to 4 came after 0 and 1:
-// readers from before refuse them, in the manifest's strategy by name.
+// readers from before refuse them, in the manifest's strategy, by name.
 //
 // Codec none is the bytes as they are. A zstd frame is RFC 8878, with a content size and a
 // window of at most what it decodes to (rounded up to the format's steps). An xz frame is one .xz stream of one block with the

@@ -161,6 +161,8 @@ func (x *index) parseFrames(b []byte, m *Manifest) error {
 			return fmt.Errorf("frame %d has unknown codec %d or delta %d", i, f.codec, f.delta)
 		case f.delta == DeltaDict && f.codec != CodecZstd:
 			return fmt.Errorf("frame %d has a dictionary and codec %s", i, f.codec)
+		case f.delta == DeltaStride && f.codec == CodecNone:
+			return fmt.Errorf("frame %d has a stride and no codec", i)
 		case f.delta == DeltaVCDIFF && f.encoded <= vcdiffHead || f.delta == DeltaStride && f.encoded <= strideHead:
 			return fmt.Errorf("frame %d has a delta and %d bytes", i, f.encoded)
 		case f.codec == CodecNone && f.delta != DeltaVCDIFF && int(f.encoded) != int(f.pages)*PageSize:

@@ -339,6 +339,9 @@ func TestSpec(t *testing.T) {
 				require.True(t, bytes.Equal(w[Memory], have[Memory]))
 				require.True(t, bytes.Equal(w[Disk], have[Disk]))
 				require.Equal(t, made.ID.String(), id)
+				if s := openBytes(t, b); s.manifest.Strategy.Stride && s.manifest.Strategy.Codec != CodecNone && depth == 1 {
+					require.Positive(t, stridePages(s))
+				}
 				require.Equal(t, made.ID.String(), o.m.ID)
 				require.Equal(t, made.Digest.String(), o.digest)
 				require.Equal(t, parentID, o.m.Parent)

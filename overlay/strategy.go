@@ -98,7 +98,7 @@ func ParseStrategy(text string) (Strategy, error) {
 	if s.Codec != CodecZstd {
 		s.Level = 0
 	} else if s.Level == 0 {
-		s.Level = 3
+		s.Level = presets["balanced"].Level
 	}
 	return s, s.Validate()
 }

@@ -27,6 +27,16 @@ func fillRecords(page []byte, size int, first uint32) {
 	}
 }
 
+// stridePages counts the pages of an overlay in frames with DeltaStride.
+func stridePages(r *Reader) (n int) {
+	for _, f := range r.index.frames {
+		if f.delta == DeltaStride {
+			n += int(f.pages)
+		}
+	}
+	return n
+}
+
 // TestStrideInverse: differences are those of the definition, and adding up gives back all,
 // for every distance.
 func TestStrideInverse(t *testing.T) {

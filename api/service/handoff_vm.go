@@ -35,8 +35,8 @@ type handoffVM struct {
 }
 
 const (
-	roundStrategy = "balanced,level=3,frame=256K" // comes as a whole, and at once
-	finalStrategy = "fast"                        // somebody waits for it
+	roundStrategy = "balanced,level=3,frame=256K,stride=no" // comes as a whole, and at once
+	finalStrategy = "fast"                                  // somebody waits for it
 
 	// maxHot bounds the pages that the destination gives the guest before all others.
 	maxHot = 16384

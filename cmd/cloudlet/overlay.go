@@ -37,8 +37,8 @@ there is left out. Linux does so with its module virtio_balloon; its caches of f
 
 Strategies: balanced; fast, where somebody waits for the overlay; small, for slow links, which
 takes minutes and the program xz; elijah, xdelta3 and LZMA as in the original system, by these
-programs; none. Or one of them with changes, like "balanced,codec=xz,frame=1M,delta=none,hot=16K,order=address,
-stride=no".
+programs; none. Or one of them with changes, like
+"balanced,codec=xz,frame=1M,delta=none,hot=16K,order=address,stride=no".
 With level=19 the program zstd makes balanced 6 to 11 % smaller, in a minute or more, which is read
 nearly as fast. Who uses an overlay needs none of these programs.`,
 		Example: "  cloudlet overlay create work -o app.overlay\n  cloudlet overlay create work --strategy small --name app",

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ type guestResult struct {
 	Stats  overlay.Stats `json:"stats"` // of balanced: what the classes hold
 	State  int64         `json:"state_bytes"`
 	Touch  int64         `json:"profile_pages"`
-	Noise  int64         `json:"noise_bytes"` // of stored pages that DEFLATE does not make smaller
+	Noise  int64         `json:"noise_bytes"` // see noise
 	Rows   []*row        `json:"strategies"`
 	Rivals []rivalResult `json:"rivals,omitempty"`
 	Hot    []hot         `json:"cpu_profiles,omitempty"` // of balanced
@@ -228,25 +229,30 @@ func (o *options) measure(ctx context.Context, g *guest, variants []variant, nam
 	return res, im.Close()
 }
 
-// noise counts the bytes of the stored pages that a codec makes no smaller.
+// noise counts the bytes of the stored pages that DEFLATE makes no smaller, neither as they are
+// nor as differences to the base's.
 func noise(ctx context.Context, im *overlay.Image) (n int64, err error) {
 	var small bytes.Buffer
 	w, err := flate.NewWriter(&small, flate.BestSpeed)
 	if err != nil {
 		return 0, err
 	}
-	err = im.StoredPages(ctx, func(_ overlay.Addr, page, _ []byte) error {
+	shrinks := func(p []byte) (bool, error) {
 		small.Reset()
 		w.Reset(&small)
-		if _, err := w.Write(page); err != nil {
-			return err
+		_, err := w.Write(p)
+		err = errors.Join(err, w.Close())
+		return small.Len() < len(p), err
+	}
+	diff := make([]byte, overlay.PageSize)
+	err = im.StoredPages(ctx, func(_ overlay.Addr, page, base []byte) error {
+		subtle.XORBytes(diff, page, base)
+		for _, p := range [][]byte{page, diff} {
+			if yes, err := shrinks(p); yes || err != nil {
+				return err
+			}
 		}
-		if err := w.Close(); err != nil {
-			return err
-		}
-		if small.Len() >= len(page) {
-			n += int64(len(page))
-		}
+		n += int64(len(page))
 		return nil
 	})
 	return n, err

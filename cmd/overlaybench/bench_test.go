@@ -41,6 +41,11 @@ func newGuest(t *testing.T) string {
 	for _, name := range []string{"memory", "disk"} {
 		p := make([]byte, 256*overlay.PageSize)
 		fill(p[:128*overlay.PageSize])
+		noise := make([]byte, 2*overlay.PageSize)
+		for i := range noise {
+			noise[i] = byte(rng.Uint32())
+		}
+		copy(p[11*3*overlay.PageSize:], noise[overlay.PageSize:])
 		require.NoError(t, os.WriteFile(filepath.Join(base, name), p, 0o600))
 		for page := range 64 {
 			q := p[page*3*overlay.PageSize:][:overlay.PageSize]
@@ -52,10 +57,12 @@ func newGuest(t *testing.T) string {
 			default:
 				fill(q[100:])
 			}
-			if page == 7 {
-				for i := range q {
-					q[i] = byte(rng.Uint32())
-				}
+			switch page {
+			case 7:
+				copy(q, noise)
+			case 11: // in the base as well, but for a byte
+				copy(q, noise[overlay.PageSize:])
+				q[5]++
 			}
 		}
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), p, 0o600))
@@ -300,6 +307,8 @@ func TestNoise(t *testing.T) {
 		Rivals: []rivalResult{{Name: referenceName, Bytes: 100}, {Name: solidName, Bytes: 85}}}
 	require.Contains(t, g.withoutNoise(), "reference's bytes: balanced 1.100, small 0.850, solid 0.750.")
 	g.Noise = 4
+	require.Empty(t, g.withoutNoise())
+	g.Noise = 100
 	require.Empty(t, g.withoutNoise())
 	g.Noise, g.Rivals = 40, nil
 	require.Empty(t, g.withoutNoise())
