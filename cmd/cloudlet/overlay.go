@@ -39,7 +39,7 @@ Strategies: balanced; fast, where somebody waits for the overlay; small, for slo
 takes minutes and the program xz; elijah, xdelta3 and LZMA as in the original system, by these
 programs; none. Or one of them with changes, like
 "balanced,codec=xz,frame=1M,delta=none,hot=16K,order=address,stride=no".
-With level=19 the program zstd makes balanced 6 to 11 % smaller, in a minute or more, which is read
+With level=19 the program zstd makes balanced 7 to 13 % smaller, in a minute or more, which is read
 nearly as fast. Who uses an overlay needs none of these programs.`,
 		Example: "  cloudlet overlay create work -o app.overlay\n  cloudlet overlay create work --strategy small --name app",
 		Args:    args(1),
