@@ -68,16 +68,17 @@ flask, holds 24 MiB of it (its table and its file, made so that every answer can
 half of every overlay of it, and of the reference. What the rest comes to is told behind the targets
 of a guest that holds much of it.
 
-Also tried, and not kept; these figures were taken once, by programs that are not in this
-project, of frames of 64 KiB at level 3 where no others are named. A dictionary shared by all cold frames: of 1 MiB 3 % smaller on db, at half the speed of
-create and of decode; of 4 MiB 5 %, at a third of create's. Cold pages of memory beside those of
-the disk that they came from: 0.7 % on db. These pages in frames of 4 MiB, all others in small
-ones: 3 to 7 %, and a first response over 38 Mbit/s half as late again. The whole base as history
-(zstd --patch-from, of the stored pages of flask): 2 %. A filter for x86 code before xz: 0.3 %;
-before zstd, with the code's pages in the order of the disk, so that the same call has the same
-bytes: 0.5 % on flask, 1.5 on node, 1.9 on db. Other literal and position bits of xz: 0.1 %. The
-bytes of words apart from one another, in the frames that this makes smaller: 0.3, 1.3 and 1.5 %,
-in part of those that strides make smaller still. A delta also where half of a page's few words stay: 0.04 % larger.
+Also tried, and not kept; these figures were taken once, by programs that are not in this project,
+of frames of 64 KiB at level 3 where no others are named. A dictionary shared by all cold frames:
+of 1 MiB 3 % smaller on db, at half the speed of create and of decode; of 4 MiB 5 %, at a third of
+create's. Cold pages of memory beside those of the disk that they came from: 0.7 % on db. These
+pages in frames of 4 MiB, all others in small ones: 3 to 7 %, and a first response over 38 Mbit/s
+half as late again. The whole base as history (zstd --patch-from, of the stored pages of flask): 2
+%. A filter for x86 code before xz: 0.3 %; before zstd, with the code's pages in the order of the
+disk, so that the same call has the same bytes: 0.5 % on flask, 1.5 on node, 1.9 on db. Other
+literal and position bits of xz: 0.1 %. The bytes of words apart from one another, in the frames
+that this makes smaller: 0.3, 1.3 and 1.5 %, in part of those that strides make smaller still. A
+delta also where half of a page's few words stay: 0.04 % larger.
 
 CPU profiles stand at the end of each guest. What was done about their first entries: unmodified
 pages are compared, not hashed, when an overlay is made, and whether a delta pays is counted, not
