@@ -138,8 +138,12 @@ func TestStrategiesKeepID(t *testing.T) {
 		l.requireImage(file, now)
 	}
 	require.Len(t, digests, len(sizes))
+	// Not that balanced is below fast: of this guest's pages most are random, on the others,
+	// without a profile, the two differ by a few hundred bytes in either direction.
 	require.Less(t, sizes["fast"], sizes["none"])
-	require.Less(t, sizes["balanced"], sizes["fast"])
+	require.Less(t, sizes["balanced"], sizes["none"])
+	require.Less(t, sizes["balanced,level=19"], sizes["balanced"])
+	require.Less(t, sizes["small"], sizes["balanced,level=19"])
 	t.Log(sizes)
 }
 
