@@ -121,7 +121,9 @@ func TestStride(t *testing.T) {
 	for _, with := range []string{"codec=zstd", "codec=xz,frame=1M", "level=19", "delta=dict,frame=4K", "delta=none,frame=4M"} {
 		t.Run(with, func(t *testing.T) {
 			plain, first := create(t, l, CreateOptions{Strategy: strategy(t, "balanced,order=similar,stride=no,"+with)})
-			b, made := create(t, l, CreateOptions{Strategy: strategy(t, "balanced,order=similar,"+with)})
+			b, made := create(t, l, CreateOptions{Strategy: strategy(t, "balanced,order=similar,"+with), Workers: 1})
+			again, _ := create(t, l, CreateOptions{Strategy: strategy(t, "balanced,order=similar,"+with), Workers: 3})
+			require.True(t, bytes.Equal(b, again), "the same bytes, however many work")
 			require.Equal(t, first.ID, made.ID)
 			r := openBytes(t, b)
 			requireImage(t, newImage(t, base, r), w)
