@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,7 +37,8 @@ const (
 // maxJSON bounds the JSON files of a VM's folder in bytes.
 const maxJSON = 1 << 20
 
-// readJSON reads a JSON file of a VM's folder.
+// readJSON reads a JSON file of a VM's folder. One that is empty, or zeros, is as good as none:
+// that is what a power failure leaves of a file just written, and no VM outlives one.
 func readJSON(dir, name string, v any) error {
 	f, err := os.Open(filepath.Join(dir, name))
 	if err != nil {
@@ -49,6 +51,9 @@ func readJSON(dir, name string, v any) error {
 	}
 	if len(data) > maxJSON {
 		return fmt.Errorf("read %s: more than %d bytes", f.Name(), maxJSON)
+	}
+	if len(bytes.Trim(data, "\x00")) == 0 {
+		return fmt.Errorf("read %s: it is empty: %w", f.Name(), os.ErrNotExist)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("parse %s: %w", f.Name(), err)

@@ -151,6 +151,10 @@ func TestAdoptRefuses(t *testing.T) {
 	_, err := q.Adopt(t.Context(), t.TempDir())
 	require.ErrorContains(t, err, "holds none")
 	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, vmFile), nil, 0o600)) // after a power failure
+	_, err = q.Adopt(t.Context(), dir)
+	require.ErrorContains(t, err, "holds none")
+	require.NoError(t, q.DestroyIn(t.Context(), dir))
 	require.NoError(t, writeJSON(dir, vmFile, vmInfo{Version: 2, Machine: testMachine()}))
 	_, err = q.Adopt(t.Context(), dir)
 	require.ErrorContains(t, err, "newer program")

@@ -74,11 +74,28 @@ func (c *Client) SendOverlay(ctx context.Context, name string, content io.Reader
 	if err != nil {
 		bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelBound)
 		defer cancel()
-		if derr := c.DeleteUpload(bound, up.ID); derr != nil && api.CodeOf(derr) != api.NotFound {
+		if derr := c.giveUp(bound, up.ID); derr != nil {
 			err = errors.Join(err, derr)
 		}
 	}
 	return op, err
+}
+
+// giveUp removes an upload, if need be when the service has let go of it: it may still be
+// writing what had arrived before the connection broke.
+func (c *Client) giveUp(ctx context.Context, id string) error {
+	for pause := firstPause; ; pause *= 2 {
+		err := c.DeleteUpload(ctx, id)
+		switch api.CodeOf(err) {
+		case api.NotFound:
+			return nil
+		case api.Conflict:
+			if sleep(ctx, pause) == nil {
+				continue
+			}
+		}
+		return err
+	}
 }
 
 // uploadPatience is how long an upload goes on trying while not a byte arrives.

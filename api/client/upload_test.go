@@ -21,6 +21,7 @@ type receiver struct {
 	each int64
 	lies bool // the answer to a CreateUpload names a wrong offset
 	full bool // what has arrived is not taken in
+	busy int  // so often it cannot be removed: it is still being written
 
 	mu   sync.Mutex
 	up   api.Upload
@@ -43,6 +44,11 @@ func (s *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "GET":
 		answer(w, 200, s.up)
 	case "DELETE":
+		if s.busy > 0 {
+			s.busy--
+			refuse(w, 409, api.Error{Code: api.Conflict, Detail: "bytes are arriving"})
+			return
+		}
 		s.gone = true
 		w.WriteHeader(204)
 	case "PUT":
@@ -123,6 +129,12 @@ func TestSendOverlayGivenUp(t *testing.T) {
 	})
 	require.ErrorIs(t, err, context.Canceled)
 	require.True(t, s.gone)
+
+	*s = receiver{each: 1, busy: 3}
+	ctx, cancel = context.WithCancel(t.Context())
+	_, err = c.SendOverlay(ctx, "", bytes.NewReader(make([]byte, 10)), 10, func(string, int64, int64) { cancel() })
+	require.ErrorIs(t, err, context.Canceled)
+	require.True(t, s.gone, "also where it was still being written")
 
 	*s = receiver{each: 100, full: true}
 	_, err = c.SendOverlay(t.Context(), "", bytes.NewReader(make([]byte, 10)), 10, nil)

@@ -131,12 +131,16 @@ func TestTokensReload(t *testing.T) {
 		write("operate a "+operateToken+"\n", 0o644)
 		require.False(t, knows(operateToken), "a file that others can read counts")
 		require.Contains(t, log.String(), "chmod 600")
+		require.NoError(t, os.Chmod(path, 0o600))
+		time.Sleep(tokensCheckEvery)
+		require.True(t, knows(operateToken), "the remedy helps")
+		require.False(t, knows(readToken))
 		require.NoError(t, os.Remove(path))
 		time.Sleep(tokensCheckEvery)
-		require.True(t, knows(readToken))
+		require.True(t, knows(operateToken))
 
 		write("# nobody\n", 0o600)
-		require.False(t, knows(readToken))
+		require.False(t, knows(operateToken))
 		for _, secret := range []string{readToken, operateToken, peerToken} {
 			require.NotContains(t, log.String(), secret)
 		}

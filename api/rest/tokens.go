@@ -110,14 +110,16 @@ func (t *Tokens) refresh() {
 	list, is, err := readTokens(t.path, seen)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.seen = is
 	if err != nil {
+		// It is looked at again until it is right: a chmod changes nothing that the stamp holds.
+		t.seen = stamp{}
 		if t.problem != err.Error() {
 			t.problem = err.Error()
 			t.log.Error("tokens file cannot be used, the tokens stay as they were", "file", t.path, "problem", err)
 		}
 		return
 	}
+	t.seen = is
 	if is != seen {
 		t.list = list
 		t.log.Info("tokens file read", "file", t.path, "tokens", len(list))

@@ -199,6 +199,9 @@ func (s *Service) sweepOperation(ctx context.Context, id string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return errors.Join(os.RemoveAll(s.operationPath(id)), s.unmark(ctx, id))
+	case isDamaged(err): // its state was not made durable before the power failed
+		s.log.Warn("remove an operation whose record cannot be read", "operation", id, "err", err)
+		return errors.Join(os.RemoveAll(s.operationPath(id)), s.unmark(ctx, id))
 	case err != nil:
 		return err
 	case r.State.Ended():

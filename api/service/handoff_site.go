@@ -141,6 +141,9 @@ func (t *site) checkLineage(epoch uint64, o handoff.Offer) error {
 	ids, err := t.s.list("instances")
 	for _, id := range ids {
 		r, err := t.s.readRecord(id)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return api.Errorf(api.Conflict, "the record of instance %s cannot be read, so it may be the one that is offered: %v", id, err).Fix("remove it there with `cloudlet rm --force %s`", id)
+		}
 		if err == nil && r.Lineage == o.Lineage && r.Epoch >= epoch {
 			return api.Errorf(api.Conflict, "the instance is here as %s, of epoch %d, and the offer is of epoch %d", id, r.Epoch, epoch)
 		}

@@ -164,8 +164,11 @@ func (s *Service) see(ctx context.Context, id string) (api.Instance, error) {
 // inspect finds out what an instance does now, and records it where it has ended.
 func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) {
 	r, err := s.readRecord(id)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		return api.Instance{}, err
+	}
+	if err != nil {
+		return api.Instance{ID: id, State: api.Lost, Reason: fmt.Sprintf("its record cannot be read: %v; remove it with `cloudlet rm --force %s`", err, id)}, nil
 	}
 	if !r.alive() {
 		return r.describe(), nil
@@ -187,11 +190,16 @@ func (s *Service) inspect(ctx context.Context, id string) (api.Instance, error) 
 		return in, nil
 	}
 	vm, err := s.vmm.Adopt(ctx, s.instancePath(id, "vm"))
-	if err != nil {
-		return api.Instance{}, err
+	if ctx.Err() != nil {
+		return api.Instance{}, context.Cause(ctx)
 	}
 	if !s.mountLives(r.Mount) {
 		return s.endLost(ctx, r, vm)
+	}
+	if err != nil {
+		in := r.describe()
+		in.Reason = fmt.Sprintf("its VM cannot be looked at: %v", err)
+		return in, nil
 	}
 	var mount *api.Mount
 	var merr error
@@ -255,8 +263,10 @@ func (s *Service) endLost(ctx context.Context, r *record, vm *vmm.VM) (api.Insta
 	if err := os.Link(s.mountPath(r.Mount, "log"), log); err == nil || errors.Is(err, fs.ErrExist) {
 		reason += "; see " + log
 	}
-	if status, err := vm.Status(ctx); err == nil && status.State == vmm.Ended {
-		reason += "; then " + status.Reason
+	if vm != nil { // nil: what its folder holds is no VM, as after a power failure
+		if status, err := vm.Status(ctx); err == nil && status.State == vmm.Ended {
+			reason += "; then " + status.Reason
+		}
 	}
 	// Whoever waits in the kernel for a page of that mount is freed first, so that QEMU can die.
 	if err := fusefs.AbortConnection(s.mountPath(r.Mount, "fs")); err != nil {
@@ -378,6 +388,15 @@ func (s *Service) Delete(ctx context.Context, ref string, force bool) error {
 			return err
 		}
 	}
+	// Of one whose record cannot be read it is not known whether it has ended.
+	if _, err := s.readRecord(in.ID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if !force {
+			return api.Errorf(api.Conflict, "instance %s may still run: %s", in.ID, in.Reason).Fix("use --force: it ends what is left of its VM")
+		}
+		if err := s.destroyVM(ctx, s.instancePath(in.ID, "vm")); err != nil {
+			return fail(err)
+		}
+	}
 	return fail(s.locked(ctx, func() error { return s.deleteUnused("instance", s.instancePath(in.ID), "", nil) }))
 }
 
@@ -408,8 +427,11 @@ func (s *Service) usersThat(uses func(*record) bool) ([]string, error) {
 	ids, err := s.list("instances")
 	var users []string
 	for _, id := range ids {
-		r, err := s.readRecord(id)
-		if err == nil && r.alive() && uses(r) {
+		switch r, err := s.readRecord(id); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil: // it may use anything
+			users = append(users, "instance "+id+", whose record cannot be read")
+		case r.alive() && uses(r):
 			users = append(users, "instance "+id)
 		}
 	}
@@ -420,7 +442,8 @@ func (s *Service) usersThat(uses func(*record) bool) ([]string, error) {
 func (s *Service) mountUsed(key string) (bool, error) {
 	ids, err := s.list("instances")
 	for _, id := range ids {
-		if r, err := s.readRecord(id); err == nil && r.alive() && r.Mount == key {
+		// One whose record cannot be read may run on any.
+		if r, err := s.readRecord(id); err != nil && !errors.Is(err, fs.ErrNotExist) || err == nil && r.alive() && r.Mount == key {
 			return true, nil
 		}
 	}

@@ -218,8 +218,11 @@ func (s *Service) findInstance(ref string) (string, error) {
 	var left string
 	for _, id := range ids {
 		r, err := s.readRecord(id)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed since, or being made
+		}
+		if err != nil {
+			r = new(record) // damaged, it has its id
 		}
 		named := r.Name == ref && ref != ""
 		if named && r.Moved != nil {

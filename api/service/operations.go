@@ -340,8 +340,8 @@ func (s *Service) readOperations(ids []string) ([]operationRecord, error) {
 	var out []operationRecord
 	for _, id := range ids {
 		r, err := s.readOperation(id)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed since, or being made
+		if errors.Is(err, fs.ErrNotExist) || isDamaged(err) {
+			continue // removed since, or being made, or to be swept
 		}
 		if err != nil {
 			return nil, err

@@ -404,6 +404,10 @@ func TestDeadOperations(t *testing.T) {
 	run := left(t, s, operationRecord{Operation: api.Operation{Kind: api.KindRun, Phase: "mounted", Request: []byte(`{"ref":"x"}`), Target: &api.Target{Type: "instance", ID: in.ID}}, Daemon: true})
 	half := left(t, s, operationRecord{})
 	require.NoError(t, os.Remove(s.operationPath(half, "record.json")))
+	torn := left(t, s, operationRecord{}) // by a power failure
+	require.NoError(t, os.Truncate(s.operationPath(torn, "record.json"), 0))
+	_, err = s.Operations(t.Context())
+	require.NoError(t, err)
 
 	now, err := s.Operation(t.Context(), byCommand) // whoever asks first ends it
 	require.NoError(t, err)
@@ -413,6 +417,7 @@ func TestDeadOperations(t *testing.T) {
 
 	reopen(t, s, nil)
 	require.NoDirExists(t, s.operationPath(half))
+	require.NoDirExists(t, s.operationPath(torn))
 	now, err = s.Operation(t.Context(), byDaemon)
 	require.NoError(t, err)
 	require.Equal(t, api.OperationRunning, now.State, "waits for the next daemon")

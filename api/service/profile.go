@@ -114,6 +114,9 @@ func (s *Service) submitProfile(ctx context.Context, t *task, req api.Profile) e
 	if len(req.Probes) == 0 {
 		return invalid("probes", "a touch profile needs at least one probe").Fix("give the requests that users begin with")
 	}
+	if req.Strategy != "" && !req.Repack {
+		return invalid("strategy", "only a new encoding has a strategy, and none is asked for").Fix("set repack, too")
+	}
 	if _, err := usableStrategy(ctx, req.Strategy); err != nil {
 		return err
 	}

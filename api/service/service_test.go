@@ -221,6 +221,58 @@ func TestStartKilled(t *testing.T) {
 	require.NoError(t, s.Delete(t.Context(), r.ID, false))
 }
 
+// TestDamagedInstance: an instance whose record is lost may run on anything, and is in the way
+// of nobody but those who would take that from it.
+func TestDamagedInstance(t *testing.T) {
+	s := newService(t)
+	b := addBase(t, s, "", 'a')
+	l, err := s.openLaunch(t.Context(), b.ID)
+	require.NoError(t, err)
+	var made []*record
+	for _, name := range []string{"one", "two", "three"} {
+		r, lk, err := s.newRecord(t.Context(), newID(), api.Run{Name: name}, l, nil)
+		require.NoError(t, err)
+		r.State = api.Running
+		require.NoError(t, s.writeRecord(r))
+		require.NoError(t, os.Mkdir(s.instancePath(r.ID, "vm"), 0o700))
+		lk.unlock()
+		made = append(made, r)
+	}
+	require.NoError(t, l.close())
+	torn, empty, bare := made[0].ID, made[1].ID, made[2].ID
+	require.NoError(t, os.WriteFile(s.instancePath(torn, "record.json"), []byte("{\"id\": "), 0o600))
+	require.NoError(t, os.WriteFile(s.instancePath(empty, "vm", "vm.json"), nil, 0o600)) // by a power failure
+	requireUsed := func(want bool) {
+		used, err := s.mountUsed("any")
+		require.NoError(t, err)
+		require.Equal(t, want, used)
+		users, err := s.imageUsers("any")
+		require.NoError(t, err)
+		require.Len(t, users, map[bool]int{true: 1, false: 0}[want])
+	}
+	requireUsed(true)
+
+	s = reopen(t, s, nil)
+	list, err := s.Instances(t.Context(), true)
+	require.NoError(t, err)
+	require.Len(t, list, 3)
+	for id, reason := range map[string]string{torn: "record cannot be read", empty: "mount process", bare: "mount process"} {
+		in, err := s.Instance(t.Context(), id)
+		require.NoError(t, err)
+		require.Equal(t, api.Lost, in.State)
+		require.Contains(t, in.Reason, reason)
+	}
+	requireUsed(true)
+	_, err = s.stopInstance(t.Context(), torn)
+	require.NoError(t, err)
+	require.Equal(t, api.Conflict, api.CodeOf(s.Delete(t.Context(), torn, false)))
+	for _, id := range []string{torn[:8], empty, bare} {
+		require.NoError(t, s.Delete(t.Context(), id, true))
+	}
+	requireUsed(false)
+	require.NoError(t, s.DeleteBase(t.Context(), b.ID))
+}
+
 func TestLocks(t *testing.T) {
 	dir := t.TempDir()
 	a, err := tryLock(dir, unix.LOCK_EX)

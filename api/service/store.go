@@ -157,6 +157,14 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
+// isDamaged reports whether a file was read and holds no JSON: its content was never made
+// durable, or the disk has lost it.
+func isDamaged(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return errors.As(err, &syntax) || errors.As(err, &kind)
+}
+
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

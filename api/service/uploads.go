@@ -302,9 +302,14 @@ func (s *Service) takenIn(ctx context.Context, u uploadRecord) (api.Operation, b
 }
 
 // takeIn moves the content of an upload into the store. Whatever comes of it, the content is
-// gone then; the record stays for a while, to answer those who ask.
+// gone then, unless the service stops, after whose next start it can be finished again; the
+// record stays for a while, to answer those who ask.
 func (s *Service) takeIn(ctx context.Context, u uploadRecord, p api.Progress) (out api.Overlay, err error) {
-	defer func() { err = errors.Join(err, ignoreMissing(os.Remove(s.uploadPath(u.ID, "overlay")))) }()
+	defer func() {
+		if err == nil || !errors.Is(context.Cause(ctx), errStopping) {
+			err = errors.Join(err, ignoreMissing(os.Remove(s.uploadPath(u.ID, "overlay"))))
+		}
+	}()
 	return s.verifyAndKeep(ctx, s.uploadPath(u.ID), u.ID, u.Name, p)
 }
 

@@ -140,6 +140,32 @@ func TestUploadCutOff(t *testing.T) {
 	require.Contains(t, was.Error.Remedy, "finish the upload again")
 }
 
+// TestUploadAtStop: a stop of the service loses nothing of an upload that it takes in; whoever
+// cancels that wants it gone.
+func TestUploadAtStop(t *testing.T) {
+	s := newService(t)
+	_, content := overlayBytes(t, s)
+	for _, cause := range []error{errStopping, context.Canceled} {
+		u, err := s.CreateUpload(t.Context(), Caller{}, api.CreateUpload{Size: int64(len(content))})
+		require.NoError(t, err)
+		_, err = s.Append(t.Context(), u.ID, 0, bytes.NewReader(content))
+		require.NoError(t, err)
+		r, err := s.readUpload(u.ID)
+		require.NoError(t, err)
+		ctx, end := context.WithCancelCause(t.Context())
+		end(cause)
+		_, err = s.takeIn(ctx, r, nil)
+		require.ErrorIs(t, err, context.Canceled)
+		if cause != errStopping {
+			require.NoFileExists(t, s.uploadPath(u.ID, "overlay"))
+			continue
+		}
+		op, err := reopen(t, s, nil).FinishUpload(t.Context(), Caller{}, u.ID)
+		require.NoError(t, err)
+		require.Equal(t, api.OperationDone, awaitEnd(t, s, op.ID).State)
+	}
+}
+
 func TestUploadLimits(t *testing.T) {
 	s := newService(t)
 	for _, size := range []int64{0, -1} {

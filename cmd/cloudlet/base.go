@@ -75,6 +75,9 @@ func (o *baseCreate) check() error {
 	if (o.req.Initrd != "" || o.req.Append != "") && o.req.Kernel == "" {
 		return usageError{errors.New("--initrd and --append go with --kernel")}
 	}
+	if o.probe.Probe == nil && o.contains != "" {
+		return usageError{errors.New("--probe-contains goes with --probe")}
+	}
 	if o.probe.Probe == nil && o.req.Console == "" && o.req.Settle == 0 && !o.env.terminal {
 		return usageError{errors.New("say when the guest is ready: --probe, --console or --settle (without a terminal nobody can press Enter)")}
 	}

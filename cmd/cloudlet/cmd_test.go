@@ -50,6 +50,11 @@ func TestWrongWords(t *testing.T) {
 		{exitUsage, "want PORT/PATH", []string{"run", "x", "--probe", "/healthz"}},
 		{exitUsage, "a paused guest does not answer", []string{"run", "x", "--probe", "80/", "--paused"}},
 		{exitUsage, "go with --probe", []string{"run", "x", "--probe-status", "200"}},
+		{exitUsage, "--keep goes with --probe", []string{"run", "x", "--keep"}},
+		{exitUsage, "goes with --probe", []string{"base", "create", file, "--console", "login:", "--probe-contains", "ok"}},
+		{exitUsage, "--vmm says how a service in this process works", []string{"--server", "http://127.0.0.1:1", "--vmm", "libvirt", "ps"}},
+		{exitUsage, "--mount-memory says", []string{"--server", "http://127.0.0.1:1", "--mount-memory", "1G", "ps"}},
+		{exitUsage, "--cache-size says", []string{"--server", "http://127.0.0.1:1", "--cache-size", "0", "ps"}},
 		{exitUsage, "go with --kernel", []string{"base", "create", file, "--initrd", file}},
 		{exitUsage, "-o FILE", []string{"base", "export", "x"}},
 		{exitUsage, "like 512M", []string{"base", "create", file, "--memory", "much"}},
@@ -134,6 +139,7 @@ func TestExitCodes(t *testing.T) {
 	require.Equal(t, exitOK, exitCode(nil))
 	require.Equal(t, exitError, exitCode(errors.New("x")))
 	require.Equal(t, exitError, exitCode(fs.ErrNotExist))
+	require.Equal(t, exitError, exitCode(api.Errorf("rate_limited", "of a service that knows more codes")))
 	require.Equal(t, exitUsage, exitCode(fmt.Errorf("x: %w", usageError{errors.New("y")})))
 
 	ctx, cancel := context.WithCancel(t.Context())

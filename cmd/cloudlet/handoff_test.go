@@ -17,6 +17,7 @@ import (
 	"cloudlet/api/rest"
 	"cloudlet/api/service"
 
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/require"
 )
 
@@ -341,7 +342,7 @@ func TestHandoffSlowToCancel(t *testing.T) {
 // dialed is a session with the daemon of a folder.
 func dialed(t *testing.T, dir string) *session {
 	t.Helper()
-	s, err := (&environment{state: dir}).dial(t.Context())
+	s, err := (&environment{state: dir, flags: new(pflag.FlagSet)}).dial(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(s.Close)
 	return s

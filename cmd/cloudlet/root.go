@@ -15,6 +15,7 @@ import (
 	"cloudlet/api/service"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // environment is what a command has of the world.
@@ -25,6 +26,7 @@ type environment struct {
 	stdout, stderr io.Writer
 	terminal       bool // stderr is one: progress may be drawn
 
+	flags       *pflag.FlagSet // of every command
 	state       string
 	server      string // "" is the daemon of state, or this process
 	tokenFile   string
@@ -64,7 +66,10 @@ func exitCode(err error) int {
 	case errors.As(err, &usage):
 		return exitUsage
 	}
-	return exitCodes[api.CodeOf(err)]
+	if code, ok := exitCodes[api.CodeOf(err)]; ok {
+		return code
+	}
+	return exitError // of a service that knows more codes
 }
 
 // run runs one command line and returns its exit code.
@@ -135,6 +140,7 @@ A first walk:
 	root.SetErr(env.stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	flags := root.PersistentFlags()
+	env.flags = flags
 	flags.StringVar(&env.state, "state", defaultState(env), "folder of the store ($CLOUDLET_STATE)")
 	env.mountMemory = service.DefaultMountMemory
 	env.cacheSize = service.DefaultCacheLimit

@@ -67,6 +67,9 @@ func (o *runCommand) check() error {
 	if o.probe.Probe == nil && (o.status != 0 || o.contains != "") {
 		return usageError{errors.New("--probe-status and --probe-contains go with --probe")}
 	}
+	if o.probe.Probe == nil && o.req.Keep {
+		return usageError{errors.New("--keep goes with --probe, without which nothing is removed")}
+	}
 	if o.probe.Probe == nil && o.req.Record {
 		return usageError{errors.New("--record goes with --probe, whose answer ends the touch profile")}
 	}

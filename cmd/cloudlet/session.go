@@ -47,6 +47,9 @@ func (env *environment) dial(ctx context.Context) (*session, error) {
 		if strings.HasPrefix(remote, "unix:") {
 			remote = "" // the socket of a daemon of this host
 		}
+		if err := env.ownFlags(env.server); err != nil {
+			return nil, err
+		}
 		return newSession(client.Options{Server: env.server, Token: token}, remote, nil)
 	}
 	socket, err := filepath.Abs(filepath.Join(env.state, socketName))
@@ -55,6 +58,9 @@ func (env *environment) dial(ctx context.Context) (*session, error) {
 	}
 	if c, err := new(net.Dialer).DialContext(ctx, "unix", socket); err == nil {
 		if err := c.Close(); err != nil {
+			return nil, err
+		}
+		if err := env.ownFlags(socket); err != nil {
 			return nil, err
 		}
 		return newSession(client.Options{Server: "unix:" + socket}, "", nil)
@@ -72,6 +78,16 @@ func (env *environment) dial(ctx context.Context) (*session, error) {
 		local.Close()
 		return err
 	})
+}
+
+// ownFlags refuses flags of a service in this process where another one does the work.
+func (env *environment) ownFlags(other string) error {
+	for _, name := range []string{"vmm", "mount-memory", "cache-size"} {
+		if env.flags.Changed(name) {
+			return usageError{fmt.Errorf("--%s says how a service in this process works, but the one at %s does the work: give the flag to its `cloudlet serve`", name, other)}
+		}
+	}
+	return nil
 }
 
 func newSession(o client.Options, remote string, end func(context.Context) error) (*session, error) {
