@@ -183,7 +183,13 @@ func (d *Destination) offered(ctx context.Context, m Message) (Answer, error) {
 	}
 	if len(reasons) > 0 {
 		a := d.answer(m, Refused)
-		a.Reasons = reasons[:min(len(reasons), MaxReasons)]
+		for _, r := range reasons[:min(len(reasons), MaxReasons)] {
+			r.Text = cut(r.Text)
+			if r.Remedy != "" {
+				r.Remedy = cut(r.Remedy)
+			}
+			a.Reasons = append(a.Reasons, r)
+		}
 		return a, nil
 	}
 	rec := destinationRecord{Version: Version, Handoff: m.Handoff, Epoch: m.Epoch, State: Accepted, Offer: *m.Offer, Lacks: lacks}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/url"
 	"slices"
+	"strings"
 
 	"cloudlet/overlay"
 )
@@ -317,8 +318,9 @@ func cut(s string) string {
 	if s == "" {
 		return "no reason was given"
 	}
+	s = strings.ToValidUTF8(s, "?") // JSON would make three bytes of each that is none
 	if len(s) > MaxText {
-		return s[:MaxText-3] + "..."
+		return strings.ToValidUTF8(s[:MaxText-3], "") + "..."
 	}
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 )
@@ -111,6 +112,19 @@ func TestMessagesRefused(t *testing.T) {
 	require.ErrorContains(t, err, "force")
 	_, err = ParseMessage(make([]byte, MaxMessage+1))
 	require.ErrorContains(t, err, "limit")
+}
+
+// TestCutReasons: whatever a reason holds, it arrives.
+func TestCutReasons(t *testing.T) {
+	for _, text := range []string{"", "short", strings.Repeat("a", 1020) + "ü" + strings.Repeat("b", 100), "write \xff" + strings.Repeat("\xfc", 500), strings.Repeat("ü", 2000)} {
+		a := Answer{Version: Version, Handoff: strings.Repeat("a", 16), Epoch: 1, State: Never, Reasons: []Reason{{Text: cut(text)}}}
+		b, err := json.Marshal(a)
+		require.NoError(t, err)
+		got, err := ParseAnswer(b)
+		require.NoError(t, err)
+		require.Equal(t, a, got)
+		require.True(t, !utf8.ValidString(text) || len(got.Reasons[0].Text) >= min(len(text), MaxText-4))
+	}
 }
 
 func TestAnswersRefused(t *testing.T) {

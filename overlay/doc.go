@@ -162,7 +162,8 @@
 //	SHA-256 of machine, compact      32 bytes
 //	SHA-256 of the decoded state     32 bytes, zero without a state
 //	memory size, disk size           2 * 8 bytes
-//	for each page that differs from the parent's, by ascending address:
+//	for each page in the index, by ascending address (those that differ from the parent's;
+//	those of a handoff's round may be equal, see CreateOptions.Quick):
 //	    address (4 bytes), SHA-256 of the page (32 bytes)
 //
 // so it does not depend on frames, codecs, order or profile: an overlay that is packed again

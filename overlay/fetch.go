@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -24,8 +25,8 @@ type FetchOptions struct {
 // time: those that hold pages of profile first, in its order, then the rest in the order of
 // the files; wanted neighbours in one request. It gives way to demand: while a guest waits
 // for a frame, Fetch takes no more than half of the link. An outage ends nothing: Fetch tries again, after
-// 5 s at most, until ctx ends; a source that says that it is gone for good ends it. A damaged
-// frame is left to the demand, which reports it.
+// 5 s at most, until ctx ends, and fetches from other sources meanwhile; a source that says
+// that it is gone for good ends it. A damaged frame is left to the demand, which reports it.
 //
 // Without [OpenOptions.Cache] the frames of profile alone are brought, and 32 MiB of them for
 // each overlay at most are kept until they are decoded, by [Image.Prefetch] with the same
@@ -48,7 +49,7 @@ func (im *Image) Fetch(ctx context.Context, profile []Addr, o FetchOptions) (err
 	if len(im.chain) == 0 {
 		return nil
 	}
-	f := &fetcher{im: im, turn: make(chan struct{}, 1), pace: newPace(int64(o.Parallel)*o.Most, o.Most)}
+	f := &fetcher{im: im, turn: make(chan struct{}, 1), pace: newPace(int64(o.Parallel)*o.Most, o.Most), levels: make([]trouble, len(im.chain))}
 	f.want(profile, !o.ProfileOnly)
 	defer f.end()
 	g, gctx := errgroup.WithContext(ctx)
@@ -73,9 +74,18 @@ type fetcher struct {
 	turn chan struct{} // held by the worker that chooses what it fetches: order, and one decision at a time
 	pace *pace
 
-	mu    sync.Mutex
-	keys  []frameKey // what is wanted, the first first
-	again []frameKey // of requests that failed
+	mu     sync.Mutex
+	keys   []frameKey // what is wanted, the first first
+	levels []trouble  // of the chain
+}
+
+// trouble is what a fetcher knows of an overlay whose source fails: that of another one is
+// fetched on meanwhile.
+type trouble struct {
+	again []frameKey    // of requests that failed, and what came after them
+	pause time.Duration // 0: the last request succeeded
+	until time.Time     // before which nothing is asked
+	asked bool          // one request tries whether it is there again
 }
 
 // want lists what is to be fetched and marks it.
@@ -117,33 +127,79 @@ func (f *fetcher) end() {
 	}
 }
 
-// pop returns the next frame to fetch.
-func (f *fetcher) pop() (key frameKey, ok bool) {
+// pop returns the next frame to fetch, or how long to wait for one; none where nothing is left.
+func (f *fetcher) pop() (key frameKey, wait time.Duration, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	from := &f.keys
-	if len(f.again) > 0 {
-		from = &f.again
+	for level := range f.levels {
+		t := &f.levels[level]
+		if len(t.again) == 0 {
+			continue
+		}
+		if left := t.rests(); left > 0 {
+			if wait == 0 || left < wait {
+				wait = left
+			}
+			continue
+		}
+		key, t.again = t.again[0], t.again[1:]
+		return key, 0, true
 	}
-	if len(*from) == 0 {
-		return frameKey{}, false
+	for len(f.keys) > 0 {
+		key, f.keys = f.keys[0], f.keys[1:]
+		t := &f.levels[key.level]
+		left := t.rests()
+		if left == 0 {
+			return key, 0, true
+		}
+		t.again = append(t.again, key)
+		if wait == 0 || left < wait {
+			wait = left
+		}
 	}
-	key, *from = (*from)[0], (*from)[1:]
-	return key, true
+	return frameKey{}, wait, wait > 0
 }
 
-// push gives back the frames of a request that failed.
-func (f *fetcher) push(level int, run frameRun) {
+// rests returns for how long nothing is to be asked.
+func (t *trouble) rests() time.Duration {
+	if t.asked {
+		return t.pause
+	}
+	if t.pause == 0 {
+		return 0
+	}
+	return max(0, time.Until(t.until))
+}
+
+// ask notes that a request of a level begins.
+func (f *fetcher) ask(level int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	t := &f.levels[level]
+	t.asked = t.pause > 0
+}
+
+// done says how a request of a level went; the frames of one that failed are given back.
+func (f *fetcher) done(level int, run frameRun, failed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := &f.levels[level]
+	if !failed {
+		t.pause, t.asked = 0, false
+		return
+	}
+	if t.asked || t.pause == 0 { // else it was begun before the one that failed first
+		t.pause = min(max(2*t.pause, holdFirst), holdMost)
+		t.until, t.asked = time.Now().Add(t.pause), false
+	}
 	for n := run.lo; n < run.hi; n++ {
-		f.again = append(f.again, frameKey{level, n})
+		t.again = append(t.again, frameKey{level, n})
 	}
 }
 
 // work fetches until nothing is left to begin.
 func (f *fetcher) work(ctx context.Context) error {
-	for pause := holdFirst; ; {
+	for {
 		level, run, err := f.choose(ctx)
 		if err != nil || run.hi == 0 {
 			return err
@@ -151,20 +207,13 @@ func (f *fetcher) work(ctx context.Context) error {
 		begin := f.pace.begin(run.bytes)
 		err = f.im.chain[level].remote.fetchRun(ctx, run)
 		f.pace.end(begin, err == nil)
-		switch {
-		case err == nil:
-			pause = holdFirst
-			continue
-		case ctx.Err() != nil:
+		if err != nil && ctx.Err() != nil {
 			return context.Cause(ctx)
-		case !temporary(err):
+		}
+		if err != nil && !temporary(err) {
 			return err
 		}
-		f.push(level, run)
-		if err := rest(ctx, pause); err != nil {
-			return err
-		}
-		pause = min(2*pause, holdMost)
+		f.done(level, run, err != nil)
 	}
 }
 
@@ -176,8 +225,15 @@ func (f *fetcher) choose(ctx context.Context) (level int, run frameRun, err erro
 		return 0, run, context.Cause(ctx)
 	}
 	defer func() { <-f.turn }()
-	key, ok := f.pop()
+	key, pause, ok := f.pop()
 	for ok {
+		if pause > 0 {
+			if err := rest(ctx, pause); err != nil {
+				return 0, run, err
+			}
+			key, pause, ok = f.pop()
+			continue
+		}
 		most, err := f.pace.wait(ctx, &f.im.gate)
 		if err != nil {
 			return 0, run, err
@@ -196,9 +252,10 @@ func (f *fetcher) choose(ctx context.Context) (level int, run frameRun, err erro
 				return 0, run, err
 			}
 		case run.hi > 0:
+			f.ask(key.level)
 			return key.level, run, nil
 		default:
-			key, ok = f.pop()
+			key, pause, ok = f.pop()
 		}
 	}
 	return 0, frameRun{}, nil

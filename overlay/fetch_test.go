@@ -282,7 +282,7 @@ func TestFetchOutage(t *testing.T) {
 		time.Sleep(time.Hour)
 		n := l.requests()
 		time.Sleep(time.Minute)
-		require.InDelta(t, 8*12, l.requests()-n, 10, "every worker each 5 s")
+		require.InDelta(t, 12, l.requests()-n, 2, "one each 5 s")
 		l.set(func() { l.err = nil })
 		require.NoError(t, <-done)
 		require.True(t, r.Complete())
@@ -307,6 +307,34 @@ func TestFetchOutage(t *testing.T) {
 		gone := errors.New("gone")
 		l.set(func() { l.err = gone })
 		require.ErrorIs(t, im.Fetch(t.Context(), nil, FetchOptions{}), gone)
+	})
+}
+
+// TestFetchPastOutage: an overlay whose source is away keeps nothing from one of another
+// source, and is fetched when that is there again.
+func TestFetchPastOutage(t *testing.T) {
+	rng := newRand(t)
+	v := vm{make([]byte, 400*PageSize), make([]byte, PageSize)}
+	base := newBase(t, v)
+	w := v.clone()
+	noise(rng, w[Memory][:200*PageSize])
+	below, _ := create(t, launch(newImage(t, base), w), CreateOptions{Strategy: strategy(t, "none,frame=16K")})
+	noise(rng, w[Memory][200*PageSize:])
+	above, _ := create(t, launch(newImage(t, base, openBytes(t, below)), w), CreateOptions{Strategy: strategy(t, "none,frame=16K")})
+	synctest.Test(t, func(t *testing.T) {
+		away, there := &link{bytesSource: below}, &link{bytesSource: above}
+		a, b := openLink(t, away, emptyCache(t, len(below))), openLink(t, there, emptyCache(t, len(above)))
+		im := newImage(t, base, a, b)
+		away.set(func() { away.err = outage{} })
+		done := make(chan error, 1)
+		go func() { done <- im.Fetch(t.Context(), []Addr{7, 300, 8}, FetchOptions{}) }()
+		time.Sleep(time.Minute)
+		require.True(t, b.Complete())
+		require.False(t, a.Complete())
+		away.set(func() { away.err = nil })
+		require.NoError(t, <-done)
+		require.True(t, a.Complete())
+		requireImage(t, im, w)
 	})
 }
 

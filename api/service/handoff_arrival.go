@@ -228,7 +228,11 @@ func (d *arrival) settle(ctx context.Context) error {
 	}
 	switch st.State {
 	case handoff.Complete, handoff.Closed, handoff.Lost, handoff.Superseded:
-		err := d.s.updateRecord(ctx, d.meta.Instance, func(r *record) { r.Handoff = "" })
+		err := d.s.updateRecord(ctx, d.meta.Instance, func(r *record) {
+			if r.Handoff == d.id { // it may be handed on already
+				r.Handoff = ""
+			}
+		})
 		if err := ignoreMissing(err); err != nil {
 			return err // a full disk
 		}

@@ -309,3 +309,21 @@ func TestPublishedByKey(t *testing.T) {
 		require.Equal(t, api.NotFound, api.CodeOf(err), "%q", tc)
 	}
 }
+
+// TestHandedOnThroughRestart: a daemon that starts anew takes nothing from the handoff by which
+// an instance is leaving, though the one by which it came has ended.
+func TestHandedOnThroughRestart(t *testing.T) {
+	d := asDaemon(t, newService(t), nil)
+	id, second := arrivedID(testHandoff), strings.Repeat("f", 32)
+	require.NoError(t, d.placeRecord(t.Context(), &record{ID: id, State: api.Running, Handoff: second}))
+	require.NoError(t, d.newHandoffFolder(t.Context(), testHandoff, handoffMeta{Side: api.HandoffDestination, Instance: id}))
+	journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": testHandoff, "epoch": 2, "state": handoff.Closed,
+		"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": false})
+	require.NoError(t, err)
+	require.NoError(t, d.journal(testHandoff).Store(t.Context(), journal))
+	require.NoError(t, d.takeUpArrivals(t.Context()))
+	defer d.stopArrivals()
+	r, err := d.readRecord(id)
+	require.NoError(t, err)
+	require.Equal(t, second, r.Handoff)
+}

@@ -282,6 +282,15 @@ func TestSpeedTicks(t *testing.T) {
 	require.Len(t, speedTicks([]point{{low: 5, high: 5}}), 2)
 }
 
+// TestPipedInVain: a program whose reader has died ends, too.
+func TestPipedInVain(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := piped(ctx, nil, nil, []string{"head", "-c", "10000000", "/dev/zero"}, []string{"false"})
+	require.ErrorContains(t, err, "false")
+	require.NoError(t, ctx.Err())
+}
+
 func TestSpread(t *testing.T) {
 	require.Equal(t, spread{2.5, 1, 4}, newSpread([]float64{4, 1, 2, 3}))
 	require.Equal(t, "2.5 (1.0-4.0)", newSpread([]float64{4, 1, 2, 3}).format(1))

@@ -187,6 +187,9 @@ func piped(ctx context.Context, in io.Reader, out io.Writer, programs ...[]strin
 			}
 			return c, err
 		}
+		if i > 0 { // else a program that writes to one that has died would never hear of it
+			_ = cmd.Stdin.(io.Closer).Close() // Wait, which closes it too, would come too late
+		}
 	}
 	for _, cmd := range slices.Backward(cmds) { // the last first: Wait closes what the next one reads
 		if e := cmd.Wait(); e != nil {

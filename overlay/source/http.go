@@ -140,6 +140,15 @@ func validatorOf(h http.Header) validator {
 	return validator{etag: h.Get("ETag"), modified: h.Get("Last-Modified")}
 }
 
+// is reports whether an answer with the validator now is of the file that v is of. An answer
+// to If-Range need not repeat what its ETag says better (RFC 9110, 15.3.7).
+func (v validator) is(now validator) bool {
+	if v.etag != "" && v.etag == now.etag && now.modified == "" {
+		return true
+	}
+	return v == now
+}
+
 // strong returns what may stand in If-Range, or "".
 func (v validator) strong() string {
 	if v.etag != "" && !strings.HasPrefix(v.etag, "W/") {

@@ -20,7 +20,7 @@ func (h *HTTP) checkAnswer(resp *http.Response, off, n int64) (int64, error) {
 	switch {
 	case resp.StatusCode == http.StatusPartialContent:
 	case resp.StatusCode == http.StatusOK:
-		if h.size >= 0 && v != h.validator {
+		if h.size >= 0 && !h.validator.is(v) {
 			return 0, fmt.Errorf("%w on the server", ErrChanged)
 		}
 		if h.size < 0 && resp.ContentLength == 0 {
@@ -42,7 +42,7 @@ func (h *HTTP) checkAnswer(resp *http.Response, off, n int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if h.size >= 0 && (size != h.size || v != h.validator) {
+	if h.size >= 0 && (size != h.size || !h.validator.is(v)) {
 		return 0, fmt.Errorf("%w on the server", ErrChanged)
 	}
 	if first != off || last != min(off+n, size)-1 {

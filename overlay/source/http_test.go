@@ -353,3 +353,21 @@ func TestHTTPSendsMore(t *testing.T) {
 	require.ErrorContains(t, err, "more bytes than were asked for")
 	require.False(t, source.Temporary(err))
 }
+
+// TestSparseAnswers: an answer to If-Range may leave out what its ETag says better.
+func TestSparseAnswers(t *testing.T) {
+	s := newBadServer(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("If-Range") == "" {
+			w.Header().Set("Last-Modified", "Sat, 28 Nov 2026 12:00:00 GMT")
+		}
+		return false
+	})
+	h := openBad(t, s, patient)
+	p := make([]byte, 100)
+	_, err := h.ReadAt(t.Context(), p, 70000)
+	require.NoError(t, err)
+	require.Equal(t, badData[70000:70100], p)
+	s.set(`"v2"`, nil)
+	_, err = h.ReadAt(t.Context(), p, 70000)
+	require.ErrorIs(t, err, source.ErrChanged)
+}

@@ -177,7 +177,7 @@ func (s *spool) accept(resp *http.Response) error {
 		return errors.New("the server neither supports ranges nor says how long the file is: " + useFile)
 	case h.size < 0:
 		return h.acceptUnversioned(v, resp.ContentLength)
-	case resp.ContentLength != h.size || v != h.validator:
+	case resp.ContentLength != h.size || !h.validator.is(v):
 		return fmt.Errorf("%w on the server", ErrChanged)
 	}
 	return nil
@@ -187,7 +187,7 @@ func (s *spool) accept(resp *http.Response) error {
 func (s *spool) add(p, old []byte, off int64) error {
 	if n := min(int64(len(p)), s.have-off); n > 0 {
 		if _, err := s.file.ReadAt(old[:n], off); err != nil {
-			return fmt.Errorf("read what was downloaded: %w", err)
+			return temporaryError{fmt.Errorf("read what was downloaded: %w", err)}
 		}
 		if !bytes.Equal(old[:n], p[:n]) {
 			return fmt.Errorf("%w on the server: bytes %d to %d came otherwise the first time", ErrChanged, off, off+n-1)
@@ -198,7 +198,7 @@ func (s *spool) add(p, old []byte, off int64) error {
 		return nil
 	}
 	if _, err := s.file.WriteAt(p, off); err != nil {
-		return fmt.Errorf("write what is downloaded: %w", err)
+		return temporaryError{fmt.Errorf("write what is downloaded: %w", err)} // a full disk, for one
 	}
 	s.note(off+int64(len(p)), nil)
 	return nil

@@ -6,12 +6,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
+	"cloudlet/integration/need"
 	"cloudlet/overlay/source"
 	"cloudlet/overlay/source/sourcetest"
 )
@@ -48,6 +51,32 @@ func TestSpoolConformance(t *testing.T) {
 		require.Empty(t, names)
 		return h
 	})
+}
+
+// TestSpoolFull: a disk that is full for a while ends no download.
+func TestSpoolFull(t *testing.T) {
+	need.Root(t, "mount a small file system")
+	o := spooled(t)
+	need.No(t, os.NewSyscallError("mount a tmpfs", unix.Mount("tmpfs", o.Spool, "tmpfs", 0, "size=1m")), unix.EPERM)
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(o.Spool, 0)) })
+	data := bytes.Repeat([]byte("0123456789abcdef"), 60000)
+	other := filepath.Join(o.Spool, "other")
+	require.NoError(t, os.WriteFile(other, make([]byte, 512<<10), 0o600))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { whole(data, len(data))(w, r) }))
+	t.Cleanup(srv.Close)
+	h, err := source.OpenHTTP(t.Context(), srv.URL, o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, h.Close()) })
+	p := make([]byte, 10)
+	_, err = h.ReadAt(t.Context(), p, int64(len(data)-10))
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.True(t, source.Temporary(err))
+	require.NoError(t, os.Remove(other))
+	require.Eventually(t, func() bool {
+		_, err = h.ReadAt(t.Context(), p, int64(len(data)-10))
+		return err == nil
+	}, 10*time.Second, time.Millisecond)
+	require.Equal(t, data[len(data)-10:], p)
 }
 
 // TestSpool: what has come is read while the rest is under way, and a broken download goes
