@@ -137,8 +137,10 @@
 // Before go a destination that hears nothing for its lease goes to never by itself: safe,
 // since a go that comes later is answered never. After go it waits without end. Records of
 // never and closed, and those of superseded once the VM is deleted, may be forgotten after a
-// day, longer than any message can be late. An instance may be handed off again, captured and
-// deleted only in complete and closed.
+// day, longer than any message can be late. An instance may be captured and deleted only in
+// complete and closed. It may be handed off again in closed, and in complete only once that
+// has lasted for a day: until the source has said end, its operator may choose ResumeHere, and
+// supersede could not follow a guest that has left.
 //
 // # Faults
 //
@@ -151,9 +153,11 @@
 // look at which record stands. A destination whose disk is full removes what it holds of a
 // handoff before go, and cannot become complete after it.
 //
-// What is not covered: a destination that lies; a destination that loses its record and is
-// then sent, late and in order, an offer, a prepare and a go of the same handoff; loss of power at the
-// source before go, which loses what the same loss loses without a handoff.
+// What is not covered: an operator who chooses ResumeHere at a source that the destination has
+// not heard of for a day, when the guest has been handed on from there; a destination that
+// lies; a destination that loses its record and is then sent, late and in order, an offer, a
+// prepare and a go of the same handoff; loss of power at the source before go, which loses
+// what the same loss loses without a handoff.
 //
 // # Rounds
 //

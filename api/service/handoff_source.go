@@ -85,6 +85,9 @@ func (s *Service) handOff(ctx context.Context, op *operation, id string, m hando
 	}
 	free := sync.OnceFunc(lk.unlock)
 	defer free()
+	if err := s.mayHandOn(ctx, r); err != nil {
+		return nil, err
+	}
 	launch := len(r.Links) - r.Own
 	m.Parents = min(launch, overlay.MaxDepth-roundRoom)
 	o, err := s.offer(ctx, id, r, vm, m, req)
@@ -107,6 +110,49 @@ func (s *Service) handOff(ctx context.Context, op *operation, id string, m hando
 		return nil, errors.Join(err, os.RemoveAll(s.handoffPath(id)))
 	}
 	return s.follow(ctx, op, id, m, src, free)
+}
+
+// How long the cloudlet that an instance came from is waited for, and from when on its silence
+// no longer keeps the instance here.
+const (
+	endWait  = 5 * time.Second
+	endBound = 24 * time.Hour
+)
+
+// mayHandOn refuses to hand on an instance while an operator of the cloudlet that it came from
+// may still let it run there: once it is gone from here, nobody could end one of the two.
+func (s *Service) mayHandOn(ctx context.Context, r *record) error {
+	if r.Arrived == "" {
+		return nil
+	}
+	d, err := s.arrival(ctx, r.Arrived)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	bound, cancel := context.WithTimeout(ctx, endWait)
+	defer cancel()
+	tick := time.NewTicker(endWait / 50)
+	defer tick.Stop()
+	for {
+		if err := d.settle(ctx); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		state := d.state
+		d.mu.Unlock()
+		if info, err := os.Stat(s.journal(d.id).Path); err != nil || state != handoff.Complete || time.Since(info.ModTime()) > endBound {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-bound.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return api.Errorf(api.Conflict, "the cloudlet at %s, from which instance %s came, has not yet said that it gave its VM up, and may let it run again", d.meta.From, r.ID).
+				Fix("ask again when the two can reach one another; after a day without a word it is handed on all the same")
+		}
+	}
 }
 
 // newSource makes the source of a new handoff.

@@ -327,3 +327,28 @@ func TestHandedOnThroughRestart(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, second, r.Handoff)
 }
+
+// TestMayHandOn: an instance stays while the cloudlet that it came from may let it run there.
+func TestMayHandOn(t *testing.T) {
+	d := asDaemon(t, newService(t), nil)
+	require.NoError(t, d.mayHandOn(t.Context(), &record{}))
+	require.NoError(t, d.mayHandOn(t.Context(), &record{Arrived: strings.Repeat("e", 32)}), "long forgotten")
+	for id, state := range map[string]handoff.State{strings.Repeat("a", 32): handoff.Complete, strings.Repeat("b", 32): handoff.Closed} {
+		require.NoError(t, d.newHandoffFolder(t.Context(), id, handoffMeta{Side: api.HandoffDestination, Instance: arrivedID(id)}))
+		journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": id, "epoch": 2, "state": state,
+			"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": true})
+		require.NoError(t, err)
+		require.NoError(t, d.journal(id).Store(t.Context(), journal))
+		r := &record{ID: arrivedID(id), State: api.Running, Arrived: id}
+		err = d.mayHandOn(t.Context(), r)
+		if state == handoff.Closed {
+			require.NoError(t, err)
+			continue
+		}
+		require.Equal(t, api.Conflict, api.CodeOf(err))
+		long := time.Now().Add(-endBound - time.Minute)
+		require.NoError(t, os.Chtimes(d.journal(id).Path, long, long))
+		require.NoError(t, d.mayHandOn(t.Context(), r))
+	}
+	d.stopArrivals()
+}
