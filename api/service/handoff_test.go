@@ -127,17 +127,23 @@ func newArrival(t *testing.T, d *Service) *arrival {
 	return a
 }
 
+// leaveArrival leaves the files of a handoff to here, as a daemon does that ends in state.
+func leaveArrival(t *testing.T, d *Service, id string, state handoff.State) {
+	t.Helper()
+	require.NoError(t, d.newHandoffFolder(t.Context(), id, handoffMeta{Side: api.HandoffDestination, Instance: arrivedID(id)}))
+	journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": id, "epoch": 2, "state": state,
+		"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": false})
+	require.NoError(t, err)
+	require.NoError(t, d.journal(id).Store(t.Context(), journal))
+}
+
 // TestSettleAgain: an instance that has come becomes an ordinary one even if that cannot be
 // written down at first, and under another daemon.
 func TestSettleAgain(t *testing.T) {
 	d := asDaemon(t, newService(t), nil)
 	id := arrivedID(testHandoff)
 	require.NoError(t, d.placeRecord(t.Context(), &record{ID: id, State: api.Stopped, Handoff: testHandoff}))
-	require.NoError(t, d.newHandoffFolder(t.Context(), testHandoff, handoffMeta{Side: api.HandoffDestination, Instance: id}))
-	journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": testHandoff, "epoch": 2, "state": handoff.Complete,
-		"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": false})
-	require.NoError(t, err)
-	require.NoError(t, d.journal(testHandoff).Store(t.Context(), journal))
+	leaveArrival(t, d, testHandoff, handoff.Complete)
 	file := d.instancePath(id, "record.json")
 	require.NoError(t, os.Rename(file, file+".away"))
 	require.NoError(t, os.Mkdir(file, 0o700)) // cannot be read or written
@@ -316,11 +322,7 @@ func TestHandedOnThroughRestart(t *testing.T) {
 	d := asDaemon(t, newService(t), nil)
 	id, second := arrivedID(testHandoff), strings.Repeat("f", 32)
 	require.NoError(t, d.placeRecord(t.Context(), &record{ID: id, State: api.Running, Handoff: second}))
-	require.NoError(t, d.newHandoffFolder(t.Context(), testHandoff, handoffMeta{Side: api.HandoffDestination, Instance: id}))
-	journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": testHandoff, "epoch": 2, "state": handoff.Closed,
-		"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": false})
-	require.NoError(t, err)
-	require.NoError(t, d.journal(testHandoff).Store(t.Context(), journal))
+	leaveArrival(t, d, testHandoff, handoff.Closed)
 	require.NoError(t, d.takeUpArrivals(t.Context()))
 	defer d.stopArrivals()
 	r, err := d.readRecord(id)
@@ -334,13 +336,9 @@ func TestMayHandOn(t *testing.T) {
 	require.NoError(t, d.mayHandOn(t.Context(), &record{}))
 	require.NoError(t, d.mayHandOn(t.Context(), &record{Arrived: strings.Repeat("e", 32)}), "long forgotten")
 	for id, state := range map[string]handoff.State{strings.Repeat("a", 32): handoff.Complete, strings.Repeat("b", 32): handoff.Closed} {
-		require.NoError(t, d.newHandoffFolder(t.Context(), id, handoffMeta{Side: api.HandoffDestination, Instance: arrivedID(id)}))
-		journal, err := json.Marshal(map[string]any{"version": handoff.Version, "handoff": id, "epoch": 2, "state": state,
-			"offer": offerOf(api.Base{Machine: json.RawMessage(`{}`)}), "settled": true})
-		require.NoError(t, err)
-		require.NoError(t, d.journal(id).Store(t.Context(), journal))
+		leaveArrival(t, d, id, state)
 		r := &record{ID: arrivedID(id), State: api.Running, Arrived: id}
-		err = d.mayHandOn(t.Context(), r)
+		err := d.mayHandOn(t.Context(), r)
 		if state == handoff.Closed {
 			require.NoError(t, err)
 			continue
